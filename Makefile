@@ -1,0 +1,56 @@
+# Every target sets up what it needs from nothing. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup deps demo test check format docs bench test-vllm clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet pip
+	$(BIN)/pip install --quiet --editable . --group dev
+	@touch $@
+
+setup: $(STAMP) ## the development environment in .venv
+
+deps: ## Debian packages that the full tests use (root; starts no service)
+	bash tests/deps.sh
+
+demo: setup ## stand-in vLLM servers that load, crash and come back, watched live
+	$(BIN)/vllm-agent demo
+
+test: setup ## the tests (needs neither a GPU nor a network)
+	$(BIN)/python -m pytest
+
+check: setup ## format, lint, types, import order, generated files unchanged
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.generated --check
+
+format: setup ## formats the code and rewrites generated files
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python -m tests.generated
+
+docs: setup ## rewrites generated files only
+	$(BIN)/python -m tests.generated
+
+bench: setup ## the bars, beside peers, as one table
+	$(BIN)/python -m benchmarks
+
+test-vllm: setup ## a real vLLM on the CPU, watched by URL (builds its environment once, cached)
+	$(PYTHON) tests/vllm/prepare.py
+	$(BIN)/python -m pytest tests/vllm
+
+clean: ## removes the environment and caches of this checkout
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The stand-in vLLM and the demonstration built from it."""
