@@ -1,0 +1,1 @@
+"""What others read of the agent: metrics, API and page, all from one snapshot."""

@@ -1,0 +1,174 @@
+"""Why a server failed or crashed: a closed set, with what each means and what to do about it.
+
+This is the one place that declares a reason; labels, log, API, CLI and docs read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+
+class Reason(StrEnum):
+    """The reason of a failure or an ending. Closed: these are label values."""
+
+    ENGINE_DIED = "engine_died"
+    API_SERVER_DIED = "api_server_died"
+    EXIT_NONZERO = "exit_nonzero"
+    SIGNAL = "signal"
+    HOST_OOM = "host_oom"
+    GPU_OOM = "gpu_oom"
+    GPU_MEMORY_TAKEN = "gpu_memory_taken"
+    KV_CACHE_TOO_SMALL = "kv_cache_too_small"
+    CONTEXT_TOO_LONG = "context_too_long"
+    GPU_FAULT = "gpu_fault"
+    GPU_UNAVAILABLE = "gpu_unavailable"
+    NCCL = "nccl"
+    MODEL_NOT_FOUND = "model_not_found"
+    HF_AUTH = "hf_auth"
+    HF_NETWORK = "hf_network"
+    DISK_FULL = "disk_full"
+    AIRGAPPED = "airgapped"
+    UNSUPPORTED_MODEL = "unsupported_model"
+    BAD_ARGUMENTS = "bad_arguments"
+    PORT_IN_USE = "port_in_use"
+    LOAD_STALLED = "load_stalled"
+    UNHEALTHY = "unhealthy"
+    UNRESPONSIVE = "unresponsive"
+    UNREACHABLE = "unreachable"
+    MODEL_MISSING = "model_missing"
+    ENGINE_STALLED = "engine_stalled"
+    SPAWN_FAILED = "spawn_failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonText:
+    """What a reason means and what an operator does about it, one sentence each."""
+
+    meaning: str
+    advice: str
+
+
+_LOG = "Read the server's own log from its last start on"
+
+REASON_TEXT: Final = MappingProxyType(
+    {
+        Reason.ENGINE_DIED: ReasonText(
+            "The engine or one of its workers ended while the API server was still there.",
+            f"{_LOG}; the first traceback of EngineCore or a worker names the cause.",
+        ),
+        Reason.API_SERVER_DIED: ReasonText(
+            "One of several API server processes ended first.",
+            f"{_LOG}; look for a traceback of that API server and for the kernel's OOM killer.",
+        ),
+        Reason.EXIT_NONZERO: ReasonText(
+            "The main process ended with a status other than 0.",
+            f"{_LOG}; its last error names the cause.",
+        ),
+        Reason.SIGNAL: ReasonText(
+            "The main process was ended by a signal that is no request to stop.",
+            "Find who sent it: the kernel's OOM killer (dmesg), a supervisor, or a person; "
+            "then look for orphaned workers that still hold the GPU.",
+        ),
+        Reason.HOST_OOM: ReasonText(
+            "The kernel's OOM killer ended a process of the server.",
+            "Give its cgroup or host more memory, or lower swap space and --max-model-len.",
+        ),
+        Reason.GPU_OOM: ReasonText(
+            "The GPU ran out of memory.",
+            "Lower --gpu-memory-utilization, --max-model-len or --max-num-seqs, "
+            "or spread the model over more GPUs.",
+        ),
+        Reason.GPU_MEMORY_TAKEN: ReasonText(
+            "Somebody else held the GPU memory that the server wanted at its start.",
+            "End the process that holds it (often an orphan of an earlier launch), then start again.",
+        ),
+        Reason.KV_CACHE_TOO_SMALL: ReasonText(
+            "After loading the model too little memory was left for the KV cache.",
+            "Lower --max-model-len or raise --gpu-memory-utilization.",
+        ),
+        Reason.CONTEXT_TOO_LONG: ReasonText(
+            "--max-model-len is larger than the model allows.",
+            "Lower --max-model-len to what the model's configuration states.",
+        ),
+        Reason.GPU_FAULT: ReasonText(
+            "The GPU reported a fault.",
+            "Look up the XID in the kernel log; drain the host if it comes back.",
+        ),
+        Reason.GPU_UNAVAILABLE: ReasonText(
+            "No usable GPU was found.",
+            "Check the driver with nvidia-smi or rocm-smi, and what the container may see.",
+        ),
+        Reason.NCCL: ReasonText(
+            "Communication between the GPUs failed.",
+            "Check that all ranks are alive, then start again with NCCL_DEBUG=INFO.",
+        ),
+        Reason.MODEL_NOT_FOUND: ReasonText(
+            "The model is neither on the Hub nor a local folder.",
+            "Check the spelling of the model name or path.",
+        ),
+        Reason.HF_AUTH: ReasonText(
+            "The Hub refused access to the model.",
+            "Set HF_TOKEN to a token of an account that has accepted the model's terms.",
+        ),
+        Reason.HF_NETWORK: ReasonText(
+            "The Hub could not be reached.",
+            "Check the network and proxy, or download the model first and set HF_HUB_OFFLINE=1.",
+        ),
+        Reason.DISK_FULL: ReasonText(
+            "The disk is full.",
+            "Free space where the model cache lies, or point HF_HOME elsewhere.",
+        ),
+        Reason.AIRGAPPED: ReasonText(
+            "The model is not complete in the local cache and downloads are off.",
+            "Copy the model into the cache of this host.",
+        ),
+        Reason.UNSUPPORTED_MODEL: ReasonText(
+            "This vLLM does not support the model's architecture.",
+            "Use a newer vLLM, or --trust-remote-code where the model brings its own code.",
+        ),
+        Reason.BAD_ARGUMENTS: ReasonText(
+            "vLLM rejected its command line.",
+            "Compare the arguments with `vllm serve --help` of the installed version.",
+        ),
+        Reason.PORT_IN_USE: ReasonText(
+            "Another process holds the port.",
+            "Find it with `ss -ltnp`, end it, or choose another --port.",
+        ),
+        Reason.LOAD_STALLED: ReasonText(
+            "Loading made no progress for longer than load_timeout.",
+            "Look for a hung download, NCCL start or disk; raise load_timeout if it is only slow.",
+        ),
+        Reason.UNHEALTHY: ReasonText(
+            "It answers its checks with errors or with something no vLLM says.",
+            f"{_LOG}; check that the URL is the server's own.",
+        ),
+        Reason.UNRESPONSIVE: ReasonText(
+            "It accepts connections but does not answer in time.",
+            "Look at its load and its CPU; raise probe.timeout if it is only slow.",
+        ),
+        Reason.UNREACHABLE: ReasonText(
+            "No connection can be made to it.",
+            "Check that it runs, its address, port and certificate, and the network between.",
+        ),
+        Reason.MODEL_MISSING: ReasonText(
+            "It serves, but not the model that is expected of it.",
+            "Compare `model` in the configuration with the names in its /v1/models.",
+        ),
+        Reason.ENGINE_STALLED: ReasonText(
+            "Requests wait and the engine makes no progress.",
+            "Take a stack dump of EngineCore (py-spy dump), then restart the server.",
+        ),
+        Reason.SPAWN_FAILED: ReasonText(
+            "Its process could not be started.",
+            "Check managed.command and the rights of managed.user.",
+        ),
+        Reason.UNKNOWN: ReasonText(
+            "It ended and nothing that was seen tells why.",
+            f"{_LOG}.",
+        ),
+    }
+)

@@ -1,0 +1,194 @@
+"""Everything that is decided about one server, as one frozen value. Pure.
+
+`ServerLife` is what `step` maps to its successor; `Memory` is the part that outlives the agent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
+
+from vllm_agent.lifecycle.states import PHASE_STATE, Initiator, Phase, ServerState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_agent.lifecycle.reasons import Reason
+    from vllm_agent.lifecycle.restart_budget import RestartBudget
+    from vllm_agent.lifecycle.state_time import StateTime
+    from vllm_agent.observations import Instant
+
+_Key = TypeVar("_Key")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator asked for, as far as decisions need it. Durations in seconds."""
+
+    failure_threshold: int = 3
+    max_restarts: int = 3
+    restart_window_seconds: float = 60.0
+    expected_model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One life of a server's process.
+
+    `start_seconds` is its start in unix time; None where the server does not say (several API
+    servers, a load balancer). `number` counts the launches seen of this server, from 1.
+    """
+
+    number: int
+    start_seconds: float | None
+    first_seen: Instant
+    has_served: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a launch ended, settled once. `state` is stopped or crashed.
+
+    `rule` is the number of the ending rule that decided; `evidence` are sentences for people.
+    """
+
+    launch_number: int
+    at: Instant
+    state: ServerState
+    reason: Reason | None
+    rule: int
+    evidence: tuple[str, ...] = ()
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Event counters of one server: they continue after a restart of the agent."""
+
+    launches: int = 0
+    restarts: Mapping[Initiator, int] = field(default_factory=lambda: MappingProxyType({}))
+    crashes: Mapping[Reason, int] = field(default_factory=lambda: MappingProxyType({}))
+    transitions: Mapping[tuple[ServerState, ServerState], int] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    last_crash_unix_seconds: Mapping[Reason, float] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+
+    def with_launch(self, initiator: Initiator | None) -> Tally:
+        """One launch more; a restart by `initiator` unless it is the first that was seen."""
+        restarts = self.restarts if initiator is None else _plus_one(self.restarts, initiator)
+        return replace(self, launches=self.launches + 1, restarts=restarts)
+
+    def with_crash(self, reason: Reason, at: Instant) -> Tally:
+        """One settled crash more, and when it happened."""
+        newest = {**self.last_crash_unix_seconds, reason: at.unix_seconds}
+        return replace(
+            self,
+            crashes=_plus_one(self.crashes, reason),
+            last_crash_unix_seconds=MappingProxyType(newest),
+        )
+
+    def with_transition(self, old: ServerState, new: ServerState) -> Tally:
+        """One change of state more."""
+        return replace(self, transitions=_plus_one(self.transitions, (old, new)))
+
+
+def _plus_one(counts: Mapping[_Key, int], key: _Key) -> Mapping[_Key, int]:
+    return MappingProxyType(dict(Counter(counts) + Counter([key])))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What of a server outlives the agent."""
+
+    phase: Phase
+    reason: Reason | None
+    has_served: bool
+    newest_start_seconds: float | None
+    is_load_balanced: bool
+    budget: RestartBudget
+    tally: Tally
+    maintenance_until_unix_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLife:
+    """One server as far as it is decided.
+
+    `reason` explains a failed or crashed state, `detail` is its sentence. `newest_start_seconds` is
+    the newest process start ever seen here. `maintenance_until_unix_seconds` is infinite for a
+    maintenance without an end. `remembered_phase` is where the last agent left it, until the
+    first look.
+    """
+
+    phase: Phase
+    entered: Instant
+    budget: RestartBudget
+    state_time: StateTime
+    reason: Reason | None = None
+    detail: str = ""
+    consecutive_failures: int = 0
+    has_served: bool = False
+    is_sleeping: bool | None = None
+    launch: Launch | None = None
+    newest_start_seconds: float | None = None
+    is_load_balanced: bool = False
+    last_ending: Ending | None = None
+    tally: Tally = field(default_factory=Tally)
+    maintenance_until_unix_seconds: float | None = None
+    remembered_phase: Phase | None = None
+
+    @property
+    def state(self) -> ServerState:
+        """The state that users see."""
+        return PHASE_STATE[self.phase]
+
+    @property
+    def is_desired(self) -> bool:
+        """Whether somebody wants it up: always, but for maintenance."""
+        return self.maintenance_until_unix_seconds is None
+
+    @property
+    def memory(self) -> Memory:
+        """The part that outlives the agent."""
+        return Memory(
+            phase=self.remembered_phase or self.phase,
+            reason=self.reason,
+            has_served=self.has_served,
+            newest_start_seconds=self.newest_start_seconds,
+            is_load_balanced=self.is_load_balanced,
+            budget=self.budget,
+            tally=self.tally,
+            maintenance_until_unix_seconds=self.maintenance_until_unix_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change of phase, as committed, logged and kept in the history."""
+
+    at: Instant
+    from_phase: Phase
+    to_phase: Phase
+    reason: Reason | None
+    detail: str
+    launch_number: int | None = None
+
+    @property
+    def from_state(self) -> ServerState:
+        """The state before."""
+        return PHASE_STATE[self.from_phase]
+
+    @property
+    def to_state(self) -> ServerState:
+        """The state after."""
+        return PHASE_STATE[self.to_phase]
+
+    @property
+    def is_change_of_state(self) -> bool:
+        """Whether users see it: phases may change within one state."""
+        return self.from_state is not self.to_state

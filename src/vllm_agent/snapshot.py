@@ -1,0 +1,98 @@
+"""All that exposition may see: immutable values, swapped as a whole.
+
+The agent publishes a new `ServerSnapshot` per committed change; readers take `AgentSnapshot` and
+never look anywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_agent.lifecycle.server_life import Policy, ServerLife
+    from vllm_agent.lifecycle.states import LifecycleMode
+    from vllm_agent.observations import Instant, Probe, ProbeCause, ProbeResult
+
+DURATION_BUCKETS_SECONDS: Final = (0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 5.0)
+"""Upper bounds of probe durations: a healthy vLLM answers in 2 to 70 ms, a timeout is 5 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Observations by bucket; `counts` has one place more than the bounds, for +Inf.
+
+    Counts are per bucket, not cumulative.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(DURATION_BUCKETS_SECONDS) + 1)
+    sum_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeStats:
+    """What one kind of probe of one server has seen since the agent started."""
+
+    requests: int = 0
+    failures: Mapping[ProbeCause, int] = field(default_factory=lambda: MappingProxyType({}))
+    last_result: ProbeResult | None = None
+    last_success_unix_seconds: float | None = None
+    durations: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSnapshot:
+    """One server, complete: who it is, what is decided about it, and what its probes say.
+
+    `url` is fit for display (no credentials). `model_name` and `version` are the last ones known.
+    `probes` has an entry for each kind of probe that this mode sends.
+    """
+
+    name: str
+    mode: LifecycleMode
+    url: str
+    is_discovered: bool
+    policy: Policy
+    life: ServerLife
+    model_name: str | None = None
+    model_names: tuple[str, ...] = ()
+    version: str | None = None
+    probes: Mapping[Probe, ProbeStats] = field(default_factory=lambda: MappingProxyType({}))
+    last_check: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorSnapshot:
+    """Whether one of the agent's own sources works; None where it has not finished once."""
+
+    name: str
+    is_up: bool
+    duration_seconds: float | None = None
+    last_success_unix_seconds: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSnapshot:
+    """The agent and everything it watches at one moment.
+
+    `is_ready` is true once the configuration is loaded and every server had its first look.
+    `dropped` counts, by kind, whatever a bound made the agent leave out.
+    `generation` changes with every published change: it makes a cheap ETag.
+    """
+
+    started: Instant
+    generation: int
+    is_ready: bool
+    servers: tuple[ServerSnapshot, ...] = ()
+    collectors: tuple[CollectorSnapshot, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    config_load_unix_seconds: float | None = None
+    is_config_load_successful: bool = True
+
+    def server(self, name: str) -> ServerSnapshot | None:
+        """The server of that name, or None."""
+        return next((s for s in self.servers if s.name == name), None)
