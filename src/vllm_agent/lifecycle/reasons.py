@@ -84,7 +84,7 @@ REASON_TEXT: Final = MappingProxyType(
         ),
         Reason.GPU_MEMORY_TAKEN: ReasonText(
             "Somebody else held the GPU memory that the server wanted at its start.",
-            "End the process that holds it (often an orphan of an earlier launch), then start again.",
+            "End the process that holds it (often an orphan), then start again.",
         ),
         Reason.KV_CACHE_TOO_SMALL: ReasonText(
             "After loading the model too little memory was left for the KV cache.",

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from vllm_agent.lifecycle.restart_budget import RestartBudget
+from vllm_agent.lifecycle.state_time import StateTime
 from vllm_agent.lifecycle.states import PHASE_STATE, Initiator, Phase, ServerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_agent.lifecycle.reasons import Reason
-    from vllm_agent.lifecycle.restart_budget import RestartBudget
-    from vllm_agent.lifecycle.state_time import StateTime
     from vllm_agent.observations import Instant
 
 _Key = TypeVar("_Key")
@@ -119,13 +119,15 @@ class Memory:
 class ServerLife:
     """One server as far as it is decided.
 
-    `reason` explains a failed or crashed state, `detail` is its sentence. `newest_start_seconds` is
-    the newest process start ever seen here. `maintenance_until_unix_seconds` is infinite for a
-    maintenance without an end. `remembered_phase` is where the last agent left it, until the
-    first look.
+    `entered` is when the state was entered, `phase_entered` when the finer phase was. `reason`
+    explains a failed or crashed state, `detail` is its sentence. `running_since` is when the
+    launch that runs began to, without interruption. `newest_start_seconds` is the newest process
+    start ever seen here. `maintenance_until_unix_seconds` is infinite for a maintenance without
+    an end. `remembered_phase` is where the agent before this one left it, until the first look.
     """
 
     phase: Phase
+    phase_entered: Instant
     entered: Instant
     budget: RestartBudget
     state_time: StateTime
@@ -135,6 +137,7 @@ class ServerLife:
     has_served: bool = False
     is_sleeping: bool | None = None
     launch: Launch | None = None
+    running_since: Instant | None = None
     newest_start_seconds: float | None = None
     is_load_balanced: bool = False
     last_ending: Ending | None = None
@@ -142,10 +145,44 @@ class ServerLife:
     maintenance_until_unix_seconds: float | None = None
     remembered_phase: Phase | None = None
 
+    @classmethod
+    def begun(cls, policy: Policy, memory: Memory | None, now: Instant) -> ServerLife:
+        """A server the agent has not looked at yet, with what the agent before it remembered."""
+        budget = RestartBudget.full(policy.max_restarts)
+        life = cls(
+            phase=Phase.UNOBSERVED,
+            phase_entered=now,
+            entered=now,
+            budget=budget,
+            state_time=StateTime(until=now),
+        )
+        if memory is None:
+            return life
+        return replace(
+            life,
+            budget=memory.budget.with_limit(policy.max_restarts),
+            reason=memory.reason,
+            has_served=memory.has_served,
+            newest_start_seconds=memory.newest_start_seconds,
+            is_load_balanced=memory.is_load_balanced,
+            tally=memory.tally,
+            maintenance_until_unix_seconds=memory.maintenance_until_unix_seconds,
+            remembered_phase=memory.phase,
+        )
+
     @property
     def state(self) -> ServerState:
         """The state that users see."""
         return PHASE_STATE[self.phase]
+
+    @property
+    def is_launch_over(self) -> bool:
+        """Whether the newest launch has a settled ending."""
+        return (
+            self.launch is not None
+            and self.last_ending is not None
+            and self.last_ending.launch_number == self.launch.number
+        )
 
     @property
     def is_desired(self) -> bool:

@@ -1,0 +1,194 @@
+"""Judges how the launch of a local server ended, from everything that was seen of it. Pure.
+
+The rules are tried in order and the first match wins. Neither exit status 0 nor the order of close
+and engine exit is evidence by itself: vLLM exits 0 when its engine dies, and a stop kills the
+engine before the listener closes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.states import ServerState
+from vllm_agent.observations import ComponentRole
+
+if TYPE_CHECKING:
+    from vllm_agent.observations import ComponentAtClose, ComponentExit
+
+EARLY_KILL_SECONDS: Final = 0.5
+"""A component KILLed this long before the close was not killed by vLLM's own stop: a stop kills
+the engine at most 0.2 s before it closes the listener (measured on vLLM 0.32)."""
+
+_STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_STOP_EXIT_CODES: Final = frozenset({128 + s for s in _STOP_SIGNALS})
+_HARMLESS_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGKILL})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndingEvidence:
+    """All that is known of the end of one launch; times are on the monotonic clock.
+
+    `oom_kills` is by how much oom_kill rose in its cgroup, `xid` a GPU fault on one of its devices.
+    `logged_cause` is a classified line of its log. `stop_sign_seconds` is when systemd or a log
+    line first said that it is being stopped; `engine_death_logged_seconds` when its log first
+    told of an engine's death.
+    """
+
+    is_asked: bool = False
+    is_in_maintenance: bool = False
+    main_wait_status: int | None = None
+    main_exit_seconds: float | None = None
+    main_was_exiting_at_close: bool | None = None
+    close_seconds: float | None = None
+    at_close: tuple[ComponentAtClose, ...] = ()
+    exits: tuple[ComponentExit, ...] = ()
+    oom_kills: int | None = None
+    xid: int | None = None
+    logged_cause: Reason | None = None
+    logged_cause_seconds: float | None = None
+    stop_sign_seconds: float | None = None
+    engine_death_logged_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an ending was: stopped or crashed, why, and the rule and facts that decided."""
+
+    state: ServerState
+    reason: Reason | None
+    rule: int
+    evidence: tuple[str, ...]
+
+
+def exit_code(wait_status: int | None) -> int | None:
+    """The exit code in a wait status; None if it ended by a signal or is unknown."""
+    if wait_status is None or not os.WIFEXITED(wait_status):
+        return None
+    return os.WEXITSTATUS(wait_status)
+
+
+def exit_signal(wait_status: int | None) -> int | None:
+    """The signal in a wait status; None if it exited or is unknown."""
+    if wait_status is None or not os.WIFSIGNALED(wait_status):
+        return None
+    return os.WTERMSIG(wait_status)
+
+
+def judge(seen: EndingEvidence) -> Verdict:
+    """The verdict on one ending."""
+    return (
+        _asked(seen)
+        or _cause(seen)
+        or _stop_or_trouble(seen)
+        or _main_process(seen)
+        or _orderly(seen)
+        or Verdict(ServerState.CRASHED, Reason.UNKNOWN, 7, ("nothing that was seen tells why",))
+    )
+
+
+def _asked(seen: EndingEvidence) -> Verdict | None:
+    if seen.is_asked:
+        return Verdict(ServerState.STOPPED, None, 1, ("the agent stopped it",))
+    if seen.is_in_maintenance:
+        return Verdict(ServerState.STOPPED, None, 1, ("it was in maintenance",))
+    return None
+
+
+def _cause(seen: EndingEvidence) -> Verdict | None:
+    statuses = (seen.main_wait_status, *(e.wait_status for e in seen.exits))
+    if seen.oom_kills and any(exit_signal(s) == signal.SIGKILL for s in statuses):
+        text = f"the kernel's OOM killer ended {seen.oom_kills} process(es) of its cgroup"
+        return Verdict(ServerState.CRASHED, Reason.HOST_OOM, 2, (text,))
+    if seen.xid is not None:
+        text = f"XID {seen.xid} on one of its GPUs"
+        return Verdict(ServerState.CRASHED, Reason.GPU_FAULT, 2, (text,))
+    if seen.logged_cause is not None and not _is_before(
+        seen.stop_sign_seconds, seen.logged_cause_seconds
+    ):
+        text = f"its log says {seen.logged_cause}"
+        return Verdict(ServerState.CRASHED, seen.logged_cause, 2, (text,))
+    return None
+
+
+def _stop_or_trouble(seen: EndingEvidence) -> Verdict | None:
+    stop = min(_stop_signs(seen), default=None)
+    trouble = min(_troubles(seen), default=None)
+    if stop is not None and (trouble is None or stop[0] <= trouble[0]):
+        return Verdict(ServerState.STOPPED, None, 3, (stop[1],))
+    if trouble is not None:
+        return Verdict(ServerState.CRASHED, _who_died(seen), 4, (trouble[1],))
+    return None
+
+
+def _stop_signs(seen: EndingEvidence) -> list[tuple[float, str]]:
+    signs = []
+    if seen.stop_sign_seconds is not None:
+        signs.append((seen.stop_sign_seconds, "systemd or its log says that it was told to stop"))
+    number = exit_signal(seen.main_wait_status)
+    if number in _STOP_SIGNALS or exit_code(seen.main_wait_status) in _STOP_EXIT_CODES:
+        ended = seen.main_exit_seconds
+        text = "the main process ended by SIGTERM or SIGINT"
+        signs.append((float("inf") if ended is None else ended, text))
+    return signs
+
+
+def _troubles(seen: EndingEvidence) -> list[tuple[float, str]]:
+    troubles = []
+    for ended in seen.exits:
+        number, code = exit_signal(ended.wait_status), exit_code(ended.wait_status)
+        if code or (number is not None and number not in _HARMLESS_SIGNALS):
+            how = f"code {code}" if code else f"signal {number}"
+            troubles.append((ended.at_seconds, f"{ended.role} ended with {how}"))
+        elif (
+            number == signal.SIGKILL
+            and seen.close_seconds is not None
+            and seen.close_seconds - ended.at_seconds >= EARLY_KILL_SECONDS
+        ):
+            early = seen.close_seconds - ended.at_seconds
+            text = f"{ended.role} was killed {early:.1f} s before the listener closed"
+            troubles.append((ended.at_seconds, text))
+    if seen.close_seconds is not None and seen.main_was_exiting_at_close is False:
+        alive = sorted(c.role for c in seen.at_close if c.is_alive)
+        if alive:
+            text = f"{', '.join(alive)} still alive when the listener closed"
+            troubles.append((seen.close_seconds, text))
+    if seen.engine_death_logged_seconds is not None:
+        troubles.append((seen.engine_death_logged_seconds, "its log tells of an engine's death"))
+    return troubles
+
+
+def _who_died(seen: EndingEvidence) -> Reason:
+    first = min(seen.exits, key=lambda e: e.at_seconds, default=None)
+    if first is not None and first.role is ComponentRole.API_SERVER:
+        return Reason.API_SERVER_DIED
+    return Reason.ENGINE_DIED
+
+
+def _main_process(seen: EndingEvidence) -> Verdict | None:
+    number = exit_signal(seen.main_wait_status)
+    if number is not None:
+        text = f"the main process ended by signal {number}"
+        return Verdict(ServerState.CRASHED, Reason.SIGNAL, 5, (text,))
+    if seen.main_was_exiting_at_close:
+        text = "the main process was itself exiting when the listener closed"
+        return Verdict(ServerState.CRASHED, Reason.SIGNAL, 5, (text,))
+    code = exit_code(seen.main_wait_status)
+    if code:
+        text = f"the main process ended with code {code}"
+        return Verdict(ServerState.CRASHED, Reason.EXIT_NONZERO, 5, (text,))
+    return None
+
+
+def _orderly(seen: EndingEvidence) -> Verdict | None:
+    if seen.close_seconds is None or any(c.is_alive for c in seen.at_close):
+        return None
+    text = "every other process was gone or on its way out when the listener closed"
+    return Verdict(ServerState.STOPPED, None, 6, (text,))
+
+
+def _is_before(earlier: float | None, later: float | None) -> bool:
+    return earlier is not None and later is not None and earlier < later

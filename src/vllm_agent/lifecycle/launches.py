@@ -1,0 +1,113 @@
+"""Tells one launch of a server from the next, by what its own /metrics say. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.lifecycle.server_life import Ending, Launch
+from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
+
+if TYPE_CHECKING:
+    from vllm_agent.lifecycle.server_life import ServerLife
+    from vllm_agent.observations import Instant
+
+SAME_START_SECONDS: Final = 1.0
+"""Two start times this close are one: exporters round them, and no vLLM restarts that fast."""
+
+_DOWN_PHASES: Final = frozenset({Phase.LOST, Phase.ABSENT, Phase.CRASHED})
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchAccount:
+    """The life after a launch served; `launch` and `ending` are set where they are new."""
+
+    life: ServerLife
+    launch: Launch | None = None
+    ending: Ending | None = None
+
+
+def account_served(life: ServerLife, start_seconds: float | None, now: Instant) -> LaunchAccount:
+    """Books that the server serves, by a process started at `start_seconds` in unix time."""
+    life = _compare_starts(life, start_seconds)
+    start = None if life.is_load_balanced else start_seconds
+    if _is_same_launch(life, start):
+        return LaunchAccount(_continued(life, start, now))
+    return account_launch(life, start, now, has_served=True)
+
+
+def account_launch(
+    life: ServerLife, start: float | None, now: Instant, *, has_served: bool
+) -> LaunchAccount:
+    """Books a launch that was not there before, and its use of the restart budget."""
+    is_first = life.tally.launches == 0
+    launch = Launch(life.tally.launches + 1, start, now, has_served)
+    ending = _unjudged_ending(life, now)
+    life = replace(
+        life,
+        launch=launch,
+        running_since=now if has_served else None,
+        has_served=life.has_served or has_served,
+        newest_start_seconds=_newest(life.newest_start_seconds, start),
+        budget=life.budget.after_launch(needs_unit=not is_first and _needs_unit(life)),
+        tally=life.tally.with_launch(None if is_first else Initiator.OUTSIDE),
+        last_ending=ending or life.last_ending,
+    )
+    return LaunchAccount(life, launch, ending)
+
+
+def _compare_starts(life: ServerLife, start: float | None) -> ServerLife:
+    newest = life.newest_start_seconds
+    if start is None or newest is None or start >= newest - SAME_START_SECONDS:
+        return life
+    return replace(life, is_load_balanced=True)
+
+
+def _is_same_launch(life: ServerLife, start: float | None) -> bool:
+    newest = life.newest_start_seconds
+    if start is not None and newest is not None:
+        return start <= newest + SAME_START_SECONDS
+    if life.launch is None:
+        # After a restart of the agent nothing but a start time can tell two launches apart.
+        return life.tally.launches > 0
+    return life.phase not in _DOWN_PHASES and not life.is_launch_over
+
+
+def _continued(life: ServerLife, start: float | None, now: Instant) -> ServerLife:
+    launch = life.launch or Launch(life.tally.launches, start, now)
+    if launch.start_seconds is None and start is not None:
+        launch = replace(launch, start_seconds=start)
+    if life.is_load_balanced:
+        launch = replace(launch, start_seconds=None)
+    return replace(
+        life,
+        launch=replace(launch, has_served=True),
+        running_since=life.running_since or now,
+        has_served=True,
+        newest_start_seconds=_newest(life.newest_start_seconds, start),
+        # It is back, so what was settled about this launch was only an outage of the way to it.
+        last_ending=None if life.is_launch_over else life.last_ending,
+    )
+
+
+def _unjudged_ending(life: ServerLife, now: Instant) -> Ending | None:
+    if life.launch is None or life.is_launch_over:
+        return None
+    evidence = ("a newer launch serves; nobody saw how this one ended",)
+    return Ending(life.launch.number, now, ServerState.STOPPED, None, 0, evidence)
+
+
+def _needs_unit(life: ServerLife) -> bool:
+    if life.launch is None:
+        return life.remembered_phase in {Phase.CRASHED, Phase.LOST}
+    if not life.launch.has_served:
+        return True
+    return (
+        life.is_launch_over
+        and life.last_ending is not None
+        and life.last_ending.state is ServerState.CRASHED
+    )
+
+
+def _newest(one: float | None, other: float | None) -> float | None:
+    return max((t for t in (one, other) if t is not None), default=None)

@@ -1,0 +1,91 @@
+"""The transition table: where each trigger leads from each phase. Plain data.
+
+Guards live in `step`, which turns rich events into these few triggers; the table has no `if`.
+Docs, diagram and tests read this table.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.lifecycle.states import ALIVE_PHASES, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Trigger(StrEnum):
+    """What can move a server from one phase to another."""
+
+    PASSED = "passed"
+    FAILING = "failing"
+    FAILED = "failed"
+    REFUSED = "refused"
+    LOST = "lost"
+    GONE = "gone"
+    QUIET = "quiet"
+    UNREACHED = "unreached"
+    APPEARED = "appeared"
+    STALLED = "stalled"
+    PROGRESSED = "progressed"
+    END_BEGAN = "end_began"
+    OVERDUE = "overdue"
+    ENDED_STOPPED = "ended_stopped"
+    ENDED_CRASHED = "ended_crashed"
+
+
+TRIGGER_MEANING: Final = MappingProxyType(
+    {
+        Trigger.PASSED: "a check found everything in order",
+        Trigger.FAILING: "a check failed, fewer in a row than the threshold",
+        Trigger.FAILED: "as many checks in a row failed as the threshold says",
+        Trigger.REFUSED: "external: the port refuses, and it has not served before",
+        Trigger.LOST: "external: the port refuses, and it has served before",
+        Trigger.GONE: "external: the port still refuses, long enough to call it a crash",
+        Trigger.QUIET: "external: the port refuses during maintenance, or after an unwatched end",
+        Trigger.UNREACHED: "its process listens, but no check ever reached it",
+        Trigger.APPEARED: "a new process of it was seen",
+        Trigger.STALLED: "its load made no progress for load_timeout",
+        Trigger.PROGRESSED: "its load moves again",
+        Trigger.END_BEGAN: "its listener closed or its main process is gone",
+        Trigger.OVERDUE: "its end is not over after the time an end may take",
+        Trigger.ENDED_STOPPED: "its ending was judged: asked for",
+        Trigger.ENDED_CRASHED: "its ending was judged: nobody asked",
+    }
+)
+
+_P = Phase
+_ALL: Final = frozenset(Phase)
+_LEAVING: Final = frozenset({_P.ENDING, _P.OVERDUE})
+_GONE: Final = frozenset({_P.ABSENT, _P.CRASHED, _P.LOST})
+
+# (trigger, phases it moves, where to); every other phase stays as it is.
+_MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
+    (Trigger.PASSED, _ALL - _LEAVING, _P.READY),
+    (Trigger.FAILED, _ALL - _LEAVING - {_P.UNREACHED, _P.STALLED}, _P.UNREADY),
+    (Trigger.REFUSED, {_P.UNOBSERVED, _P.UNREADY}, _P.ABSENT),
+    (Trigger.LOST, {_P.READY, _P.UNREADY}, _P.LOST),
+    (Trigger.GONE, {_P.UNOBSERVED, _P.LOST}, _P.CRASHED),
+    (Trigger.QUIET, {_P.UNOBSERVED, _P.READY, _P.UNREADY, _P.LOST}, _P.ABSENT),
+    (Trigger.UNREACHED, {_P.UNOBSERVED, _P.LOADING}, _P.UNREACHED),
+    (Trigger.APPEARED, _GONE | _LEAVING | {_P.UNOBSERVED}, _P.LOADING),
+    (Trigger.STALLED, {_P.LOADING}, _P.STALLED),
+    (Trigger.PROGRESSED, {_P.STALLED}, _P.LOADING),
+    (Trigger.END_BEGAN, ALIVE_PHASES - _LEAVING, _P.ENDING),
+    (Trigger.OVERDUE, {_P.ENDING}, _P.OVERDUE),
+    (Trigger.ENDED_STOPPED, ALIVE_PHASES | {_P.UNOBSERVED}, _P.ABSENT),
+    (Trigger.ENDED_CRASHED, ALIVE_PHASES | {_P.UNOBSERVED}, _P.CRASHED),
+)
+
+
+def _expand() -> Mapping[tuple[Phase, Trigger], Phase]:
+    table = {(phase, trigger): phase for phase in Phase for trigger in Trigger}
+    for trigger, phases, target in _MOVES:
+        table.update({(phase, trigger): target for phase in phases})
+    return MappingProxyType(table)
+
+
+TRANSITIONS: Final = _expand()
+"""(phase, trigger) → phase, complete: a cell that maps a phase to itself changes nothing."""
