@@ -6,6 +6,7 @@ never look anywhere else.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,12 @@ class Histogram:
     counts: tuple[int, ...] = (0,) * (len(DURATION_BUCKETS_SECONDS) + 1)
     sum_seconds: float = 0.0
 
+    def with_observation(self, seconds: float) -> Histogram:
+        """The same with one observation more."""
+        place = bisect_left(DURATION_BUCKETS_SECONDS, seconds)
+        counts = (*self.counts[:place], self.counts[place] + 1, *self.counts[place + 1 :])
+        return Histogram(counts, self.sum_seconds + seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeStats:
@@ -41,6 +48,22 @@ class ProbeStats:
     last_result: ProbeResult | None = None
     last_success_unix_seconds: float | None = None
     durations: Histogram = field(default_factory=Histogram)
+
+    def with_result(self, result: ProbeResult, at: Instant) -> ProbeStats:
+        """The same after one more request, which was answered or given up `at`."""
+        failures, success = self.failures, self.last_success_unix_seconds
+        if result.cause is None:
+            success = at.unix_seconds
+        else:
+            count = failures.get(result.cause, 0) + 1
+            failures = MappingProxyType({**failures, result.cause: count})
+        return ProbeStats(
+            requests=self.requests + 1,
+            failures=failures,
+            last_result=result,
+            last_success_unix_seconds=success,
+            durations=self.durations.with_observation(result.duration_seconds),
+        )
 
 
 @dataclass(frozen=True, slots=True)

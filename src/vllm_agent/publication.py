@@ -1,0 +1,53 @@
+"""The door between the runners, who publish, and the readers, who take one immutable value."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from vllm_agent.snapshot import AgentSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vllm_agent.observations import Instant
+    from vllm_agent.snapshot import CollectorSnapshot, ServerSnapshot
+
+
+class Publication:
+    """The newest value of every server, put together when somebody reads."""
+
+    def __init__(
+        self,
+        started: Instant,
+        collectors: Callable[[], tuple[CollectorSnapshot, ...]],
+        dropped: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._started = started
+        self._collectors = collectors
+        self._dropped = dropped
+        self._servers: dict[str, ServerSnapshot] = {}
+        self._generation = 0
+        self._is_ready = False
+
+    def publish(self, server: ServerSnapshot) -> None:
+        """Replaces what is known of one server."""
+        self._servers[server.name] = server
+        self._generation += 1
+
+    def become_ready(self) -> None:
+        """Says that every server had its first look."""
+        self._is_ready = True
+        self._generation += 1
+
+    def current(self) -> AgentSnapshot:
+        """The agent and its servers as of now."""
+        return AgentSnapshot(
+            started=self._started,
+            generation=self._generation,
+            is_ready=self._is_ready,
+            servers=tuple(self._servers.values()),
+            collectors=self._collectors(),
+            dropped=MappingProxyType(dict(self._dropped())),
+            config_load_unix_seconds=self._started.unix_seconds,
+        )

@@ -1,0 +1,354 @@
+"""Runs one server: inbox → step → commit → publish → effects.
+
+One task owns a server's life. Whoever else wants it changed puts an event into its inbox; nothing
+here decides, and nothing else executes effects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vllm_agent.lifecycle.events import (
+    ConnectionClosed,
+    DropConnection,
+    KeepConnection,
+    Looked,
+    LookNow,
+    MaintenanceSet,
+    Ticked,
+)
+from vllm_agent.lifecycle.pace import next_deadline_seconds, next_look_seconds
+from vllm_agent.lifecycle.server_life import Memory, ServerLife
+from vllm_agent.lifecycle.states import Phase, ServerState
+from vllm_agent.lifecycle.step import step
+from vllm_agent.observations import Probe
+from vllm_agent.snapshot import ProbeStats, ServerSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm_agent.lifecycle.events import Effect, Event
+    from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, Transition
+    from vllm_agent.lifecycle.states import LifecycleMode
+    from vllm_agent.lifecycle.step import Step
+    from vllm_agent.observations import Instant, ProbeRound
+
+MODELS_INTERVAL_SECONDS: Final = 60.0
+"""Models are listed again after this long: the list of a launch rarely changes."""
+
+CONNECTION_PAUSE_SECONDS: Final = 10.0
+"""An idle connection that lived shorter than this is opened again only an interval later: where
+something between closes idle connections, reopening at once would be a loop."""
+
+_LOGGER: Final = logging.getLogger(__name__)
+_LEVEL_OF_STATE: Final = MappingProxyType(
+    {ServerState.FAILED: logging.WARNING, ServerState.CRASHED: logging.ERROR}
+)
+
+
+class Eyes(Protocol):
+    """How a server is looked at and held on to; `host.vllm_http` is the real one."""
+
+    async def look(
+        self, *, ask_models: bool, ask_metrics: bool = True, ask_version: bool = False
+    ) -> ProbeRound:
+        """Sends one round of probes. Never raises for what a server does."""
+
+    async def hold(self, on_close: Callable[[float], None]) -> None:
+        """Opens the idle connection if there is none, and is content when it cannot.
+
+        `on_close` is called once, with the seconds it lived, when the peer closes it.
+        """
+
+    def release(self) -> None:
+        """Closes the idle connection, if there is one, without a call of `on_close`."""
+
+
+class Recorder(Protocol):
+    """Where what happened is kept; `store` is the real one."""
+
+    async def recall(self, server: str) -> Memory | None:
+        """What the agent before this one knew of the server."""
+
+    async def commit(
+        self,
+        server: str,
+        memory: Memory,
+        transition: Transition | None = None,
+        ending: Ending | None = None,
+        launch: Launch | None = None,
+    ) -> None:
+        """Keeps a change; never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a runner needs to know of a server."""
+
+    name: str
+    mode: LifecycleMode
+    url: str
+    policy: Policy
+    interval_seconds: float
+
+
+class ServerRunner:
+    """The owner of one server's life."""
+
+    def __init__(
+        self,
+        watched: Watched,
+        *,
+        eyes: Eyes,
+        recorder: Recorder,
+        publish: Callable[[ServerSnapshot], None],
+        clock: Callable[[], Instant],
+        first_looks: asyncio.Semaphore,
+    ) -> None:
+        self._watched = watched
+        self._eyes = eyes
+        self._recorder = recorder
+        self._publish = publish
+        self._clock = clock
+        self._first_looks = first_looks
+        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
+        self._snapshot = ServerSnapshot(
+            name=watched.name,
+            mode=watched.mode,
+            url=watched.url,
+            is_discovered=False,
+            policy=watched.policy,
+            life=ServerLife.begun(watched.policy, None, clock()),
+            probes=MappingProxyType({probe: ProbeStats() for probe in Probe}),
+        )
+        self._memory: Memory | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._look_again = False
+        self._look_due_seconds = 0.0
+        self._models_due_seconds = 0.0
+        self._version_launch: int | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._connect_not_before_seconds = 0.0
+        self.first_look_done = asyncio.Event()
+        self.is_faulty = False
+        self.last_look: ProbeRound | None = None
+
+    @property
+    def snapshot(self) -> ServerSnapshot:
+        """The newest published value."""
+        return self._snapshot
+
+    async def set_maintenance(self, until_unix_seconds: float | None) -> None:
+        """Begins (infinity: without an end) or ends (None) maintenance; returns once committed."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait((MaintenanceSet(until_unix_seconds), done))
+        await done
+
+    async def run(self) -> None:
+        """Watches the server until cancelled. Cancelling never touches the server."""
+        now = self._clock()
+        memory = await self._recorder.recall(self._watched.name)
+        self._memory = memory
+        life = ServerLife.begun(self._watched.policy, memory, now)
+        self._snapshot = replace(self._snapshot, life=life)
+        self._publish(self._snapshot)
+        try:
+            async with self._first_looks:
+                self._start_look()
+                while not self.first_look_done.is_set():
+                    await self._turn()
+            # Spread over the interval, so that a thousand servers are not asked in one burst.
+            self._look_due_seconds -= random.random() * self._spread_seconds()  # noqa: S311 - no secret
+            while True:
+                await self._turn()
+        finally:
+            await self._let_go()
+
+    async def _turn(self) -> None:
+        """Handles one event, or starts the look that is due."""
+        try:
+            async with asyncio.timeout(self._wait_seconds()):
+                event, done = await self._inbox.get()
+        except TimeoutError:
+            if self._looking is None and self._clock().monotonic_seconds >= self._look_due_seconds:
+                self._start_look()
+            else:
+                await self._handle(Ticked())
+            return
+        await self._handle(event)
+        if done is not None and not done.done():
+            done.set_result(None)
+
+    def _wait_seconds(self) -> float | None:
+        now = self._clock()
+        deadline = next_deadline_seconds(self._snapshot.life, self._watched.policy, now)
+        due = [] if deadline is None else [deadline]
+        if self._looking is None:
+            due.append(self._look_due_seconds - now.monotonic_seconds)
+        return max(0.0, min(due)) if due else None
+
+    def _spread_seconds(self) -> float:
+        steady = self._snapshot.life.phase is not Phase.LOST
+        return self._watched.interval_seconds if steady else 0.0
+
+    async def _handle(self, event: Event) -> None:
+        now = self._clock()
+        result = step(self._snapshot.life, event, self._watched.policy, now)
+        snapshot = replace(self._snapshot, life=result.life)
+        if isinstance(event, Looked):
+            snapshot = _with_look(snapshot, event.look, now)
+        await self._commit(snapshot, result)
+        if isinstance(event, Looked):
+            self._plan_next_look(event.look, now)
+        for effect in result.effects:
+            self._execute(effect)
+        if isinstance(event, Looked):
+            self.first_look_done.set()
+
+    async def _commit(self, snapshot: ServerSnapshot, result: Step) -> None:
+        """Keeps, logs and publishes a change, in this order and only here."""
+        memory = result.life.memory
+        if memory != self._memory or result.transition is not None:
+            await self._recorder.commit(
+                self._watched.name, memory, result.transition, result.ending, result.launch
+            )
+            self._memory = memory
+        self._log(result)
+        self._snapshot = snapshot
+        self._publish(snapshot)
+
+    def _log(self, result: Step) -> None:
+        name, before = self._watched.name, self._snapshot.life
+        transition = result.transition
+        if transition is not None and transition.is_change_of_state:
+            _LOGGER.log(
+                _LEVEL_OF_STATE.get(transition.to_state, logging.INFO),
+                "state changed",
+                extra={
+                    "server": name,
+                    "from": transition.from_state,
+                    "to": transition.to_state,
+                    "reason": transition.reason,
+                    "detail": transition.detail,
+                },
+            )
+        if result.launch is not None and result.launch.number > 1:
+            _LOGGER.warning("restarted", extra={"server": name, "launch": result.launch.number})
+        if result.life.budget.is_limit_reached and not before.budget.is_limit_reached:
+            _LOGGER.error("restart limit reached", extra={"server": name})
+        if result.life.is_load_balanced and not before.is_load_balanced:
+            text = "a load balancer answers here: restarts are no longer compared by start time"
+            _LOGGER.warning(text, extra={"server": name})
+        if result.life.is_desired != before.is_desired:
+            text = "maintenance ended" if result.life.is_desired else "maintenance began"
+            _LOGGER.info(text, extra={"server": name})
+
+    def _execute(self, effect: Effect) -> None:
+        match effect:
+            case LookNow():
+                if self._looking is None:
+                    self._start_look()
+                else:
+                    self._look_again = True
+            case KeepConnection():
+                self._keep_connection()
+            case DropConnection():
+                self._drop_connection()
+
+    def _start_look(self) -> None:
+        self._look_again = False
+        self._looking = asyncio.create_task(self._look(), name=f"look {self._watched.name}")
+
+    async def _look(self) -> None:
+        life, now = self._snapshot.life, self._clock()
+        launch = life.launch.number if life.launch is not None else None
+        try:
+            look = await self._eyes.look(
+                ask_models=(
+                    life.phase is not Phase.READY
+                    or now.monotonic_seconds >= self._models_due_seconds
+                ),
+                ask_version=launch is None or self._version_launch != launch,
+            )
+        except Exception:
+            # A fault of ours, not of the server: say so, and keep looking.
+            _LOGGER.exception("could not look", extra={"server": self._watched.name})
+            self.is_faulty = True
+            self._look_due_seconds = now.monotonic_seconds + self._watched.interval_seconds
+            self._inbox.put_nowait((Ticked(), None))
+            self.first_look_done.set()
+        else:
+            self.is_faulty, self.last_look = False, look
+            self._inbox.put_nowait((Looked(look), None))
+        finally:
+            self._looking = None
+
+    def _plan_next_look(self, look: ProbeRound, now: Instant) -> None:
+        life = self._snapshot.life
+        models = look.result(Probe.MODELS)
+        if models is not None and models.is_success:
+            self._models_due_seconds = now.monotonic_seconds + MODELS_INTERVAL_SECONDS
+        number = life.launch.number if life.launch is not None else None
+        if look.version is not None:
+            self._version_launch = number
+        elif number != self._version_launch:
+            self._models_due_seconds = 0.0
+        interval = self._watched.interval_seconds
+        wait = next_look_seconds(life, interval, now)
+        # A steady rhythm counts from the beginning of a look, a shorter pause from its end.
+        since = look.started if wait >= interval else now
+        self._look_due_seconds = since.monotonic_seconds + wait
+        if self._look_again:
+            self._start_look()
+
+    def _keep_connection(self) -> None:
+        is_allowed = self._clock().monotonic_seconds >= self._connect_not_before_seconds
+        if self._connecting is None and is_allowed:
+            self._connecting = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            await self._eyes.hold(self._on_close)
+        finally:
+            self._connecting = None
+
+    def _on_close(self, lived_seconds: float) -> None:
+        if lived_seconds < CONNECTION_PAUSE_SECONDS:
+            pause = self._watched.interval_seconds
+            self._connect_not_before_seconds = self._clock().monotonic_seconds + pause
+        self._inbox.put_nowait((ConnectionClosed(), None))
+
+    def _drop_connection(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._eyes.release()
+
+    async def _let_go(self) -> None:
+        self._drop_connection()
+        tasks = [task for task in (self._looking, self._connecting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _with_look(snapshot: ServerSnapshot, look: ProbeRound, now: Instant) -> ServerSnapshot:
+    probes = dict(snapshot.probes)
+    for result in look.results:
+        if result.probe in probes:
+            probes[result.probe] = probes[result.probe].with_result(result, now)
+    names = look.model_names
+    if not names and look.metrics is not None:
+        names = look.metrics.model_names
+    return replace(
+        snapshot,
+        probes=MappingProxyType(probes),
+        last_check=now,
+        model_names=names or snapshot.model_names,
+        model_name=names[0] if names else snapshot.model_name,
+        version=look.version or snapshot.version,
+    )
