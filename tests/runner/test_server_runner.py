@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -41,12 +42,15 @@ class FakeEyes:
     on_close: Callable[[float], None] | None = None
     holds: list[float] = field(default_factory=list)
     broken: bool = False
+    second_look: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def look(
         self, *, ask_models: bool, ask_metrics: bool = True, ask_version: bool = False
     ) -> ProbeRound:
         started = now()
         self.asked.append((started.monotonic_seconds, ask_models, ask_version))
+        if len(self.asked) == 2:
+            self.second_look.set()
         if self.broken:
             raise RuntimeError("a fault of the agent")
         up, cause = self.up, self.cause
@@ -161,7 +165,7 @@ def test_looks_keep_the_interval_however_long_an_answer_takes() -> None:
             await asyncio.sleep(100)
             times = [t for t, _, _ in scene.eyes.asked][1:]
             assert len(times) >= 8
-            gaps = {round(b - a, 6) for a, b in zip(times, times[1:], strict=False)}
+            gaps = {round(b - a, 6) for a, b in itertools.pairwise(times)}
             assert gaps == {INTERVAL}
 
     run_virtually(main())
@@ -209,8 +213,7 @@ def test_a_close_during_a_look_leads_to_a_second_look() -> None:
 
     async def main() -> None:
         async with watching(FakeEyes(look_seconds=0.5)) as scene:
-            while len(scene.eyes.asked) < 2:
-                await asyncio.sleep(0.1)
+            await scene.eyes.second_look.wait()
             scene.eyes.close()
             scene.eyes.up = None
             await asyncio.sleep(1.1)
@@ -306,8 +309,7 @@ def test_maintenance_is_committed_when_the_call_returns_and_ends_by_itself() -> 
 def test_maintenance_is_heard_while_a_look_is_under_way() -> None:
     async def main() -> None:
         async with watching(FakeEyes(look_seconds=4.0)) as scene:
-            while len(scene.eyes.asked) < 2:
-                await asyncio.sleep(0.1)
+            await scene.eyes.second_look.wait()
             before = now().monotonic_seconds
             await scene.runner.set_maintenance(float("inf"))
             assert now().monotonic_seconds == before
@@ -390,8 +392,7 @@ def test_a_crashed_server_stays_crashed_over_a_restart_of_the_agent() -> None:
 def test_cancelling_in_the_middle_of_a_look_leaves_no_task_behind() -> None:
     async def main() -> None:
         async with watching(FakeEyes(look_seconds=4.0)) as scene:
-            while len(scene.eyes.asked) < 2:
-                await asyncio.sleep(0.1)
+            await scene.eyes.second_look.wait()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         assert rest == set()
 
