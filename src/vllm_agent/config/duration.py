@@ -1,6 +1,6 @@
 """Durations as Prometheus writes them: `1h30m`, `10s`, `500ms`.
 
-The grammar and the lengths of units are those of `ParseDuration` in prometheus/common model/time.go.
+Grammar and lengths of units: `ParseDuration` in model/time.go of prometheus/common.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ _UNIT_MILLISECONDS = {
     "s": 1_000,
     "ms": 1,
 }
-# Nine digits of years still fit a float exactly to the millisecond.
-_MAX_DIGITS = 9
+# Prometheus counts nanoseconds in an int64, about 292 years; a float holds that to the millisecond.
+MAX_MILLISECONDS = (2**63 - 1) // 1_000_000
+_MAX_DIGITS = len(str(MAX_MILLISECONDS))
 _GRAMMAR = re.compile(
     "".join(rf"(?:([0-9]{{1,{_MAX_DIGITS}}}){unit})?" for unit in _UNIT_MILLISECONDS)
 )
@@ -38,6 +39,8 @@ def parse_duration(text: str) -> float:
         int(amount) * unit
         for amount, unit in zip(match.groups("0"), _UNIT_MILLISECONDS.values(), strict=True)
     )
+    if milliseconds > MAX_MILLISECONDS:
+        raise ValueError("must be shorter than 292 years")
     return milliseconds / 1_000
 
 

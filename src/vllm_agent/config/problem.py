@@ -1,14 +1,15 @@
-"""What is wrong with a configuration, as one line each. No text of a secret ever enters a problem."""
+"""What is wrong with a configuration, one line each. No secret ever enters a problem."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 # A value longer than this adds nothing to a message that already names its line and key.
 QUOTE_LIMIT = 60
 
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.<-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +49,27 @@ def key_path(parts: tuple[str | int, ...]) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += ("." if text else "") + key_text(part)
+            text += ("." if text else "") + (part if _PLAIN_KEY.fullmatch(part) else quoted(part))
     return text
-
-
-def key_text(key: str) -> str:
-    """Show a key as it is where that is one plain word, quoted otherwise."""
-    return key if _PLAIN_KEY.fullmatch(key) else quoted(key)
 
 
 def quoted(text: str) -> str:
     """Quote a value for a message: one line, no control characters, at most `QUOTE_LIMIT`."""
-    return ascii(text if len(text) <= QUOTE_LIMIT else text[:QUOTE_LIMIT] + "...")
+    return repr(text if len(text) <= QUOTE_LIMIT else text[:QUOTE_LIMIT] + "...")
+
+
+def shown(value: Any) -> str:
+    """Show a value of a file for a message; what is inside a list or mapping stays out of it."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"{value}"
+        case str():
+            return quoted(value)
+        case None:
+            return "nothing"
+        case list():
+            return "a list"
+        case _:
+            return "a mapping of keys"

@@ -1,0 +1,39 @@
+"""The configuration: YAML file, environment and flags, as frozen values or as clear errors."""
+
+from vllm_agent.config.duration import format_duration, parse_duration
+from vllm_agent.config.files import read_api_key
+from vllm_agent.config.flags import LogFormat, LogLevel, Settings, add_to, resolve
+from vllm_agent.config.listen_address import ListenAddress, parse_listen_address
+from vllm_agent.config.load import load
+from vllm_agent.config.model import (
+    Config,
+    ProbeConfig,
+    RestartConfig,
+    ServerConfig,
+    TlsConfig,
+)
+from vllm_agent.config.problem import ConfigError, Problem
+from vllm_agent.config.url import ServerUrl, parse_server_url
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ListenAddress",
+    "LogFormat",
+    "LogLevel",
+    "ProbeConfig",
+    "Problem",
+    "RestartConfig",
+    "ServerConfig",
+    "ServerUrl",
+    "Settings",
+    "TlsConfig",
+    "add_to",
+    "format_duration",
+    "load",
+    "parse_duration",
+    "parse_listen_address",
+    "parse_server_url",
+    "read_api_key",
+    "resolve",
+]

@@ -1,0 +1,118 @@
+"""Loads a configuration file: all of it, or a `ConfigError` with everything that is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from vllm_agent.config.document import Document, parse_document
+from vllm_agent.config.messages import FOLLOWING_ERROR, message
+from vllm_agent.config.model import Config, ConfigFile, LoadContext
+from vllm_agent.config.problem import ConfigError, Problem, key_path, quoted
+from vllm_agent.config.url import parse_server_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+# 2,000 servers with every key written come to about 700 KiB.
+MAX_FILE_BYTES = 2**20
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:  # noqa: ARG001 - callers pass all sources; no key of external servers has a variable
+    """Load the configuration from a file; None gives the configuration without servers.
+
+    Takes about a millisecond per four servers, so a reload belongs in a thread.
+
+    Raises:
+        ConfigError: the file cannot be read or used, with every problem found in it.
+    """
+    if path is None:
+        return Config()
+    file = str(path)
+    document = parse_document(_read_text(path), file)
+    # An empty file, or one with comments only, is a configuration too.
+    value = {} if document.value is None else document.value
+    problems = document.problems + [
+        Problem(file, document.line_of(where), key_path(where), text)
+        for where, text in _duplicates(value)
+    ]
+    try:
+        context = LoadContext(path.absolute().parent)
+        content = ConfigFile.model_validate(value, context=context, by_alias=True, by_name=False)
+    except ValidationError as error:
+        problems += _problems(error, document, file)
+    if problems:
+        problems.sort(key=lambda problem: problem.line or 0)
+        raise ConfigError(tuple(problems)) from None
+    return Config(servers=content.servers, source=path)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError((Problem(str(path), None, "", _read_message(error)),)) from None
+    if len(content) > MAX_FILE_BYTES:
+        text = f"is larger than {MAX_FILE_BYTES // 2**20} MiB: this is not a configuration file"
+        raise ConfigError((Problem(str(path), None, "", text),))
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        text = "is not UTF-8 text: save the file as UTF-8"
+        raise ConfigError((Problem(str(path), line, "", text),)) from None
+
+
+def _read_message(error: OSError | ValueError) -> str:
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            return "no such file: correct --config.file"
+        case IsADirectoryError():
+            return "is a directory: name the file in it"
+        case PermissionError():
+            return "cannot be read: let the user of the agent read it"
+        case OSError():
+            return f"cannot be read: {error.strerror}"
+        case _:
+            return "is not the name of a file"
+
+
+def _problems(error: ValidationError, document: Document, file: str) -> list[Problem]:
+    return [
+        Problem(
+            file,
+            document.line_of(details["loc"]),
+            key_path(details["loc"]),
+            message(details),
+        )
+        for details in error.errors(include_url=False)
+        if details["type"] != FOLLOWING_ERROR
+    ]
+
+
+def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Compare servers with each other, also where one of them has other problems."""
+    servers = value.get("servers") if isinstance(value, dict) else None
+    names: dict[str, int] = {}
+    addresses: dict[str, int] = {}
+    for index, server in enumerate(servers if isinstance(servers, list) else ()):
+        if not isinstance(server, dict):
+            continue
+        name = server.get("name")
+        if isinstance(name, str) and names.setdefault(name, index) != index:
+            text = f"{quoted(name)} is the name of servers[{names[name]}] too: names must differ"
+            yield ("servers", index, "name"), text
+        address = _address(server.get("url"))
+        if address is not None and addresses.setdefault(address, index) != index:
+            text = f"servers[{addresses[address]}] has the same address: name each server once"
+            yield ("servers", index, "url"), text
+
+
+def _address(url: object) -> str | None:
+    try:
+        return str(parse_server_url(url)) if isinstance(url, str) else None
+    except ValueError:
+        return None

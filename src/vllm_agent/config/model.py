@@ -1,0 +1,355 @@
+"""The configuration as frozen values. Every key, its default and its bounds are declared here once.
+
+Python names carry units (`interval_seconds`); the file says `interval: 10s`. `description` and
+`examples` feed the error messages and the generated documentation.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from vllm_agent.config.duration import format_duration, parse_duration
+from vllm_agent.config.files import MAX_PEM_FILE_BYTES, read_api_key, read_file
+from vllm_agent.config.problem import quoted, shown
+from vllm_agent.config.url import ServerUrl, parse_host, parse_server_url
+from vllm_agent.lifecycle.states import LifecycleMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Twice the number of servers that one agent is measured with.
+MAX_SERVERS = 2_000
+# A label value and a path segment; systemd's longest unit names are 255, read on no dashboard.
+MAX_NAME_LENGTH = 128
+# The longest name that Hugging Face allows is 96 characters; local paths are longer.
+MAX_MODEL_LENGTH = 512
+# Below a second a probe costs more than it tells; beyond an hour nobody waits for a verdict.
+MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS = 1.0, 3_600.0
+# A millisecond is the smallest duration that can be written; /health answers at once or is stuck.
+MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS = 0.001, 60.0
+# More failed checks than this in a row are a threshold nobody meant.
+MAX_FAILURE_THRESHOLD = 100
+# A limit that high never ends a loop, which is what the limit is for.
+MAX_RESTARTS = 1_000
+MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS = 1.0, 24 * 3_600.0
+
+DEFAULT_TIMEOUT_SECONDS = 5.0
+
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@~:-]{{0,{MAX_NAME_LENGTH - 1}}}")
+
+# The type of errors whose text is complete as it stands.
+OWN_ERROR = "vllm_agent"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What validators of a file may look at. Without it (values built in Python) no file is."""
+
+    folder: Path
+
+
+def _fail(message: str) -> NoReturn:
+    # The text goes through the context: as a template its braces would be replaced.
+    raise PydanticCustomError(OWN_ERROR, "{message}", {"message": message})
+
+
+def _duration(value: Any, info: ValidationInfo) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if info.context is None:
+            return float(value)
+        _fail(f"must be a duration with its unit, got {shown(value)}: write {_with_unit(value)}")
+    if not isinstance(value, str):
+        _fail("must be a duration such as 500ms, 10s or 1h30m")
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        _fail(f"{error}, got {quoted(value)}")
+
+
+def _with_unit(number: float) -> str:
+    in_grammar = 0 < number < MAX_WINDOW_SECONDS
+    return format_duration(number) if in_grammar else "a duration such as 10s"
+
+
+def _between(minimum: float, maximum: float) -> AfterValidator:
+    def check(seconds: float) -> float:
+        if seconds < minimum:
+            _fail(f"must be at least {format_duration(minimum)}, got {format_duration(seconds)}")
+        if seconds > maximum:
+            _fail(f"must be at most {format_duration(maximum)}, got {format_duration(seconds)}")
+        return seconds
+
+    return AfterValidator(check)
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+
+
+def _server_url(value: Any) -> ServerUrl:
+    if isinstance(value, ServerUrl):
+        return value
+    if not isinstance(value, str):
+        _fail("must be text such as http://127.0.0.1:8000")
+    try:
+        return parse_server_url(value)
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _path(value: Any, info: ValidationInfo) -> Path:
+    if isinstance(value, Path):
+        return value
+    # The value is not repeated: a key pasted here by mistake must not reach the log.
+    if not isinstance(value, str) or not value or not value.isprintable():
+        _fail("must be the path of a file")
+    return info.context.folder / value if isinstance(info.context, LoadContext) else Path(value)
+
+
+def _checked_by(read: Callable[[Path], object]) -> AfterValidator:
+    def check(path: Path, info: ValidationInfo) -> Path:
+        if info.context is not None:
+            try:
+                read(path)
+            except ValueError as error:
+                _fail(str(error))
+        return path
+
+    return AfterValidator(check)
+
+
+def _read_pem(path: Path) -> None:
+    if len(read_file(path, MAX_PEM_FILE_BYTES)) > MAX_PEM_FILE_BYTES:
+        raise ValueError(f"must be at most {MAX_PEM_FILE_BYTES // 2**20} MiB")
+
+
+ApiKeyFile = Annotated[Path, PlainValidator(_path), _checked_by(read_api_key)]
+PemFile = Annotated[Path, PlainValidator(_path), _checked_by(_read_pem)]
+
+
+class Section(BaseModel):
+    """A mapping of known keys. A key without a value counts as not written."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, hide_input_in_errors=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: entry for key, entry in value.items() if entry is not None or key not in known}
+
+
+class TlsConfig(Section):
+    """How to speak TLS with a server; the keys and their meaning are Prometheus' `tls_config`."""
+
+    ca_file: PemFile | None = Field(
+        None, description="CA certificates to trust instead of the system's, PEM."
+    )
+    cert_file: PemFile | None = Field(
+        None, description="Client certificate, PEM. Needs `key_file`."
+    )
+    key_file: PemFile | None = Field(
+        None, validate_default=True, description="Private key of `cert_file`, PEM."
+    )
+    server_name: StrictStr | None = Field(
+        None, description="Name to expect in the server's certificate instead of the URL's host."
+    )
+    insecure_skip_verify: bool = Field(
+        default=False, strict=True, description="Accept any certificate."
+    )
+
+    @field_validator("key_file")
+    @classmethod
+    def _key_goes_with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        # A cert_file that is wrong itself is not in the data: one error is enough.
+        if "cert_file" in info.data and (value is None) != (info.data["cert_file"] is None):
+            _fail("cert_file and key_file go together: write both or neither")
+        return value
+
+    @field_validator("server_name")
+    @classmethod
+    def _is_host(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            return parse_host(value)
+        except ValueError as error:
+            _fail(f"{error}, got {quoted(value)}")
+
+
+def _default_timeout(validated: dict[str, Any]) -> float:
+    interval: float = validated["interval_seconds"]
+    return min(DEFAULT_TIMEOUT_SECONDS, interval)
+
+
+class ProbeConfig(Section):
+    """How often a server is asked, and how many unanswered checks in a row make it `failed`."""
+
+    interval_seconds: Annotated[Duration, _between(MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS)] = (
+        Field(10.0, alias="interval", description="Time from one check to the next, 1s to 1h.")
+    )
+    timeout_seconds: Annotated[Duration, _between(MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS)] = (
+        Field(
+            default_factory=_default_timeout,
+            alias="timeout",
+            description=(
+                "Longest wait for an answer, at most 60s and at most `interval`. "
+                "Default: 5s, or `interval` where that is shorter."
+            ),
+        )
+    )
+    failure_threshold: int = Field(
+        3,
+        strict=True,
+        ge=1,
+        le=MAX_FAILURE_THRESHOLD,
+        description=(
+            f"Failed checks in a row, 1 to {MAX_FAILURE_THRESHOLD}, "
+            "before the server counts as failed."
+        ),
+    )
+
+    @field_validator("timeout_seconds")
+    @classmethod
+    def _timeout_ends_before_next_check(cls, value: float, info: ValidationInfo) -> float:
+        interval = info.data.get("interval_seconds", value)
+        if value > interval:
+            _fail(
+                f"must be at most the interval ({format_duration(interval)}), got "
+                f"{format_duration(value)}: a check has to end before the next one begins"
+            )
+        return value
+
+
+class RestartConfig(Section):
+    """How many restarts in how short a time are reported as a crash loop."""
+
+    max_restarts: int = Field(
+        3,
+        strict=True,
+        ge=1,
+        le=MAX_RESTARTS,
+        description=(
+            f"Restarts after a crash, 1 to {MAX_RESTARTS:,}, "
+            "before the restart limit counts as reached."
+        ),
+    )
+    window_seconds: Annotated[Duration, _between(MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS)] = Field(
+        60.0,
+        alias="window",
+        description="Uninterrupted time running, 1s to 1d, after which restarts are forgotten.",
+    )
+
+
+def _mode(value: Any) -> LifecycleMode:
+    if value == LifecycleMode.EXTERNAL:
+        return LifecycleMode.EXTERNAL
+    if value == LifecycleMode.MONITORED:
+        _fail("monitored (the default) is not supported by this version: write mode: external")
+    if value == LifecycleMode.MANAGED:
+        _fail("managed is not supported by this version: write mode: external")
+    _fail(f"must be external, got {shown(value)}")
+
+
+class ServerConfig(Section):
+    """One vLLM server."""
+
+    name: StrictStr = Field(
+        description=(
+            "Label `server` of every metric, and the server's name in the API. Unique; 1 to "
+            f"{MAX_NAME_LENGTH} letters, digits or `. _ @ ~ : -`, the first a letter or digit."
+        ),
+        examples=["llama"],
+    )
+    mode: Annotated[LifecycleMode, BeforeValidator(_mode)] = Field(
+        LifecycleMode.MONITORED,
+        validate_default=True,
+        description=(
+            "Who starts the server. This version supports `external` only, so it has to be "
+            "written: a server that anyone starts anywhere, watched by its URL."
+        ),
+    )
+    url: Annotated[ServerUrl, PlainValidator(_server_url), PlainSerializer(str)] = Field(
+        description=(
+            "Where the server listens: `http://host:port`, `https://host:port` or "
+            "`unix:///path`, followed by vLLM's `--root-path` if it has one. One name per URL."
+        ),
+        examples=["http://127.0.0.1:8000"],
+    )
+    model: StrictStr | None = Field(
+        None,
+        description="Served model name that must be listed in `/v1/models`. Default: any.",
+    )
+    api_key_file: ApiKeyFile | None = Field(
+        None,
+        description=(
+            "File with the server's API key in one line. Read again for every check, so it can "
+            "be rotated."
+        ),
+    )
+    tls_config: TlsConfig | None = Field(None, description="TLS settings of an `https` URL.")
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    restart: RestartConfig = Field(default_factory=RestartConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _is_label_and_path_segment(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            _fail(
+                f"must be 1 to {MAX_NAME_LENGTH} letters, digits or . _ @ ~ : - and begin with a "
+                f"letter or digit, got {quoted(value)}"
+            )
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _is_model_name(cls, value: str | None) -> str | None:
+        if value is not None and not (0 < len(value) <= MAX_MODEL_LENGTH and value.isprintable()):
+            _fail(
+                f"must be 1 to {MAX_MODEL_LENGTH} printable characters, got {quoted(value)}: "
+                "write a name that /v1/models lists"
+            )
+        return value
+
+    @field_validator("tls_config")
+    @classmethod
+    def _tls_needs_https(cls, value: TlsConfig | None, info: ValidationInfo) -> TlsConfig | None:
+        url = info.data.get("url")
+        if value is not None and url is not None and url.scheme != "https":
+            _fail("goes with an https:// URL only: change the url or remove tls_config")
+        return value
+
+
+class ConfigFile(Section):
+    """The keys of a configuration file."""
+
+    servers: tuple[ServerConfig, ...] = Field(
+        (), max_length=MAX_SERVERS, description=f"The servers to watch, at most {MAX_SERVERS:,}."
+    )
+
+
+class Config(ConfigFile):
+    """A whole configuration. `source` is its file, or None where there is none."""
+
+    source: Path | None = None

@@ -1,0 +1,53 @@
+"""The generated reference names every flag and key, and its example works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_agent.config.flags import FLAGS
+from vllm_agent.config.markdown import EXAMPLE, render
+
+VALID = Path(__file__).parent / "testdata" / "valid-external.yml"
+
+
+def test_the_example_is_the_file_that_the_tests_load():
+    assert VALID.read_text(encoding="utf-8") == EXAMPLE
+    assert f"```yaml\n{EXAMPLE}```\n" in render()
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_every_flag_stands_in_the_reference(flag):
+    page = render()
+
+    assert f"| `{flag.name}" in page
+    assert f"| `{flag.variable}` |" in page
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `servers[].name` | required |",
+        "| `servers[].mode` | `monitored` |",
+        "| `servers[].api_key_file` |  |",
+        "| `servers[].tls_config.insecure_skip_verify` | `false` |",
+        "| `servers[].probe.interval` | `10s` |",
+        "| `servers[].restart.max_restarts` | `3` |",
+    ],
+)
+def test_a_key_stands_with_its_default(row: str):
+    assert row in render()
+
+
+def test_rows_of_a_table_have_the_cells_of_its_header():
+    cells = [
+        line.replace("\\|", "").count("|") for line in render().splitlines() if line[:1] == "|"
+    ]
+
+    assert set(cells) == {4, 5}
+
+
+def test_the_page_ends_with_one_line_end():
+    assert render().endswith("```\n")
+    assert not render().endswith("\n\n")
