@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent import __version__, log
@@ -22,7 +23,6 @@ from vllm_agent.web_server import CannotListen, WebServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import MappingProxyType
 
     from aiohttp import web
 
@@ -63,6 +63,7 @@ class _Agent:
         self._settings = settings
         self._config = config
         self._runners: dict[str, ServerRunner] = {}
+        self._left_out: Counter[str] = Counter()
         self._store: Store
         self._exposition: Exposition
 
@@ -74,7 +75,7 @@ class _Agent:
         loop.add_signal_handler(signal.SIGHUP, _say_reload_is_missing)
         self._store = await Store.open(self._settings.state_dir, clock=now)
         publication = Publication(now(), self._collectors, self._dropped)
-        self._exposition = Exposition(publication.current, now)
+        self._exposition = Exposition(publication.current, now, self._count_dropped)
         web_server = WebServer()
         try:
             await self._listen(web_server, publication)
@@ -155,8 +156,11 @@ class _Agent:
             detail=f"{faulty} server(s) cannot be looked at: see the log" if faulty else "",
         )
 
-    def _dropped(self) -> Mapping[str, int] | MappingProxyType[str, int]:
-        return self._store.dropped
+    def _count_dropped(self, kind: str) -> None:
+        self._left_out[kind] += 1
+
+    def _dropped(self) -> Mapping[str, int]:
+        return self._left_out + Counter(self._store.dropped)
 
 
 def _watched(server: ServerConfig) -> Watched:

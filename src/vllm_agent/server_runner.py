@@ -266,14 +266,11 @@ class ServerRunner:
 
     async def _look(self) -> None:
         life, now = self._snapshot.life, self._clock()
-        launch = life.launch.number if life.launch is not None else None
+        is_due = now.monotonic_seconds >= self._models_due_seconds
         try:
             look = await self._eyes.look(
-                ask_models=(
-                    life.phase is not Phase.READY
-                    or now.monotonic_seconds >= self._models_due_seconds
-                ),
-                ask_version=launch is None or self._version_launch != launch,
+                ask_models=life.phase is not Phase.READY or is_due,
+                ask_version=self._version_launch is None,
             )
         except Exception:
             # A fault of ours, not of the server: say so, and keep looking.
@@ -293,11 +290,12 @@ class ServerRunner:
         models = look.result(Probe.MODELS)
         if models is not None and models.is_success:
             self._models_due_seconds = now.monotonic_seconds + MODELS_INTERVAL_SECONDS
-        number = life.launch.number if life.launch is not None else None
-        if look.version is not None:
-            self._version_launch = number
-        elif number != self._version_launch:
-            self._models_due_seconds = 0.0
+        launch = life.launch.number if life.launch is not None else None
+        if launch != self._version_launch:
+            # What a launch serves and which vLLM it is are asked once, by the next look.
+            was_asked = self._version_launch is None
+            self._version_launch = launch if was_asked else None
+            self._models_due_seconds = self._models_due_seconds if was_asked else 0.0
         interval = self._watched.interval_seconds
         wait = next_look_seconds(life, interval, now)
         # A steady rhythm counts from the beginning of a look, a shorter pause from its end.
