@@ -1,0 +1,79 @@
+"""The reference of all metrics as a Markdown page, written from the declarations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
+from vllm_agent.lifecycle.states import LifecycleMode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vllm_agent.expose.family import Family, Subject
+
+EXTERNAL_SERIES_BUDGET: Final = 60
+"""Series that one external server may cost in ordinary life, restarts and crashes included."""
+
+_HEAD: Final = ("metric", "type", "labels", "unit", "modes", "meaning")
+_UNITS: Final = {
+    "_timestamp_seconds": "unix time in seconds",
+    "_time_seconds": "unix time in seconds",
+    "_seconds": "seconds",
+    "_bytes": "bytes",
+    "_ratio": "0 to 1",
+    "_celsius": "degrees Celsius",
+    "_watts": "watts",
+}
+
+_INTRODUCTION: Final = f"""\
+# Metrics
+
+The agent serves them at `/metrics`, in the Prometheus text format 0.0.4 or as OpenMetrics 1.0.0.
+What is unknown has no sample; it is never 0. Counters of launches, restarts, crashes and
+transitions continue after a restart of the agent; all others start at 0 with it.
+
+From the start a server has every series of `vllm_agent_server_state`, `vllm_agent_load_stage`,
+`vllm_agent_server_restarts_total`, `vllm_agent_server_crashes_total` and
+`vllm_agent_probe_success` that its mode can produce. Other series appear when they first have
+something to say. An external server takes at most {EXTERNAL_SERIES_BUDGET} series in ordinary life;
+every further kind of state change or probe failure that it goes through adds one.
+"""
+
+_OWN_PROCESS: Final = """\
+The agent's own process has the usual `process_*` metrics: `process_cpu_seconds_total`,
+`process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_start_time_seconds`,
+`process_open_fds` and `process_max_fds`.
+"""
+
+
+def render() -> str:
+    """The page, ending with a newline."""
+    return "\n".join(
+        (
+            _INTRODUCTION,
+            "## Of a server\n",
+            _table((*_rows(SERVER_FAMILIES), *_rows(MOMENT_FAMILIES))),
+            "## Of the agent\n",
+            _table(_rows(AGENT_FAMILIES)),
+            _OWN_PROCESS,
+        )
+    )
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> str:
+    by_name = sorted(rows, key=lambda cells: cells[0].strip("`"))
+    lines = (_HEAD, ("---",) * len(_HEAD), *by_name)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _rows(families: Iterable[Family[Subject]]) -> Iterator[tuple[str, ...]]:
+    for family in families:
+        modes = "all" if len(family.modes) == len(LifecycleMode) else ", ".join(family.modes)
+        labels = ", ".join(f"`{label}`" for label in family.all_labels)
+        yield f"`{family.name}`", family.type, labels, _unit(family.name), modes, family.help
+
+
+def _unit(name: str) -> str:
+    base = name.removesuffix("_total")
+    return next((unit for suffix, unit in _UNITS.items() if base.endswith(suffix)), "")

@@ -1,0 +1,245 @@
+"""Snapshots to render: one of each kind by hand, and any at all for hypothesis."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from hypothesis import strategies as st
+
+from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.restart_budget import RestartBudget
+from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, ServerLife, Tally
+from vllm_agent.lifecycle.state_time import StateTime
+from vllm_agent.lifecycle.states import Initiator, LifecycleMode, Phase, ServerState
+from vllm_agent.observations import Instant, Probe, ProbeCause, ProbeResult
+from vllm_agent.snapshot import (
+    DURATION_BUCKETS_SECONDS,
+    AgentSnapshot,
+    CollectorSnapshot,
+    Histogram,
+    ProbeStats,
+    ServerSnapshot,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STARTED: Final = Instant(1_000.0, 1_750_000_000.0)
+NOW: Final = Instant(1_100.5, 1_750_000_100.5)
+
+
+def result(probe: Probe, cause: ProbeCause | None = None) -> ProbeResult:
+    return ProbeResult(probe, cause, duration_seconds=0.02)
+
+
+def stats(probe: Probe, failures: Mapping[ProbeCause, int] | None = None) -> ProbeStats:
+    return ProbeStats(
+        requests=12,
+        failures=MappingProxyType(dict(failures or {})),
+        last_result=result(probe),
+        last_success_unix_seconds=1_750_000_095.25,
+        durations=Histogram(counts=(1, 2, 3, 4, 0, 0, 1, 0, 1), sum_seconds=6.125),
+    )
+
+
+def life(phase: Phase = Phase.READY, **changes: Any) -> ServerLife:
+    first = replace(
+        ServerLife.begun(Policy(), None, STARTED),
+        phase=phase,
+        has_served=True,
+        is_sleeping=False,
+        launch=Launch(1, 1_749_999_000.0, STARTED, has_served=True),
+        tally=Tally(launches=1).with_transition(ServerState.UNKNOWN, ServerState.RUNNING),
+    )
+    return replace(first, **changes)
+
+
+def server(name: str = "llama", **changes: Any) -> ServerSnapshot:
+    """An external server that runs and always has."""
+    running = ServerSnapshot(
+        name=name,
+        mode=LifecycleMode.EXTERNAL,
+        url="http://127.0.0.1:8000",
+        is_discovered=False,
+        policy=Policy(),
+        life=life(),
+        model_name="meta-llama/Llama-3.1-8B-Instruct",
+        version="0.27.1",
+        probes=MappingProxyType({probe: stats(probe) for probe in Probe}),
+    )
+    return replace(running, **changes)
+
+
+def fresh_server(name: str = "llama") -> ServerSnapshot:
+    """An external server that nobody has looked at yet."""
+    unobserved = ServerLife.begun(Policy(), None, STARTED)
+    probes = MappingProxyType({probe: ProbeStats() for probe in Probe})
+    return server(name, life=unobserved, model_name=None, version=None, probes=probes)
+
+
+def crashed_server(name: str = "qwen") -> ServerSnapshot:
+    """An external server that failed, recovered, crashed, came back and crashed again."""
+    unknown, running = ServerState.UNKNOWN, ServerState.RUNNING
+    failed, crashed = ServerState.FAILED, ServerState.CRASHED
+    tally = Tally(launches=2).with_launch(Initiator.OUTSIDE)
+    for pair in [
+        (unknown, running),
+        (running, failed),
+        (failed, running),
+        (running, failed),
+        (failed, crashed),
+        (crashed, running),
+        (running, failed),
+        (failed, crashed),
+    ]:
+        tally = tally.with_transition(*pair)
+    at = Instant(1_090.0, 1_750_000_090.0)
+    tally = tally.with_crash(Reason.UNREACHABLE, STARTED).with_crash(Reason.UNREACHABLE, at)
+    spent = {unknown: 0.5, ServerState.STOPPED: 4.0, running: 80.25, failed: 9.0, crashed: 3.0}
+    failures = {ProbeCause.REFUSED: 12, ProbeCause.TIMEOUT: 4, ProbeCause.HTTP_5XX: 1}
+    probes = {probe: stats(probe) for probe in Probe} | {
+        Probe.HEALTH: replace(
+            stats(Probe.HEALTH, failures), last_result=result(Probe.HEALTH, ProbeCause.REFUSED)
+        )
+    }
+    return server(
+        name,
+        life=life(
+            Phase.CRASHED,
+            entered=at,
+            budget=RestartBudget(3, 0, is_limit_reached=True),
+            state_time=StateTime(
+                until=at,
+                seconds=MappingProxyType(dict.fromkeys(ServerState, 0.0) | spent),
+                desired_seconds=92.75,
+                available_seconds=80.25,
+            ),
+            reason=Reason.UNREACHABLE,
+            consecutive_failures=7,
+            last_ending=Ending(2, at, crashed, Reason.UNREACHABLE, rule=7),
+            tally=tally,
+        ),
+        probes=MappingProxyType(probes),
+    )
+
+
+def agent(*servers: ServerSnapshot, **changes: Any) -> AgentSnapshot:
+    snapshot = AgentSnapshot(
+        started=STARTED,
+        generation=1,
+        is_ready=True,
+        servers=servers,
+        collectors=(
+            CollectorSnapshot("probes", True, 0.0125, 1_750_000_099.5),  # noqa: FBT003 - as in a page
+            CollectorSnapshot("store", False),  # noqa: FBT003 - as in a page
+        ),
+        dropped=MappingProxyType({"history": 2}),
+        config_load_unix_seconds=1_750_000_000.5,
+    )
+    return replace(snapshot, **changes)
+
+
+_seconds = st.floats(min_value=0, max_value=1e12) | st.integers(0, 10**12)
+_unix = st.none() | st.floats(min_value=0, max_value=1e10)
+_counts = st.integers(0, 10**15)
+_instants = st.builds(
+    Instant, st.floats(min_value=0, max_value=1e9), st.floats(min_value=0, max_value=1e10)
+)
+# Whatever UTF-8 can express, with what must be escaped made frequent.
+_texts = st.text(st.sampled_from('\\"\n{},= é漢\U0001f600\x00\r') | st.characters(codec="utf-8"))
+_names = _texts | st.text("x", min_size=120, max_size=140)
+
+
+def _mappings(keys: type, values: st.SearchStrategy) -> st.SearchStrategy:
+    return st.dictionaries(st.sampled_from(keys), values).map(MappingProxyType)
+
+
+_states = st.sampled_from(ServerState)
+_tallies = st.builds(
+    Tally,
+    launches=_counts,
+    restarts=_mappings(Initiator, _counts),
+    crashes=_mappings(Reason, _counts),
+    transitions=st.dictionaries(st.tuples(_states, _states), _counts, max_size=8),
+    last_crash_unix_seconds=_mappings(Reason, st.floats(0, 1e10)),
+)
+_lives = st.builds(
+    ServerLife,
+    phase=st.sampled_from(Phase),
+    phase_entered=_instants,
+    entered=_instants,
+    budget=st.builds(RestartBudget, st.integers(0, 9), st.integers(0, 9), st.booleans()),
+    state_time=st.builds(
+        StateTime,
+        until=_instants,
+        seconds=st.fixed_dictionaries(dict.fromkeys(ServerState, _seconds)),
+        desired_seconds=_seconds,
+        available_seconds=_seconds,
+    ),
+    reason=st.none() | st.sampled_from(Reason),
+    consecutive_failures=_counts,
+    is_sleeping=st.none() | st.booleans(),
+    launch=st.none() | st.builds(Launch, st.integers(1, 9), _unix, _instants),
+    is_load_balanced=st.booleans(),
+    last_ending=st.none()
+    | st.builds(
+        Ending,
+        st.integers(1, 9),
+        _instants,
+        st.sampled_from([ServerState.STOPPED, ServerState.CRASHED]),
+        st.none() | st.sampled_from(Reason),
+        st.integers(1, 7),
+        exit_code=st.none() | st.integers(0, 255),
+        signal=st.none() | st.integers(1, 64),
+    ),
+    tally=_tallies,
+    maintenance_until_unix_seconds=_unix,
+)
+_histograms = st.builds(
+    Histogram,
+    st.tuples(*[st.integers(0, 10**9)] * (len(DURATION_BUCKETS_SECONDS) + 1)),
+    st.floats(0, 1e12),
+)
+_probe_stats = st.builds(
+    ProbeStats,
+    requests=_counts,
+    failures=_mappings(ProbeCause, _counts),
+    last_result=st.none()
+    | st.builds(
+        ProbeResult,
+        st.sampled_from(Probe),
+        st.none() | st.sampled_from(ProbeCause),
+        st.floats(0, 10),
+    ),
+    last_success_unix_seconds=_unix,
+    durations=_histograms,
+)
+servers = st.builds(
+    ServerSnapshot,
+    name=_names,
+    mode=st.sampled_from(LifecycleMode),
+    url=_names,
+    is_discovered=st.booleans(),
+    policy=st.builds(Policy, restart_window_seconds=st.floats(0, 1e6)),
+    life=_lives,
+    model_name=st.none() | _names,
+    version=st.none() | _names,
+    probes=_mappings(Probe, _probe_stats),
+)
+agents = st.builds(
+    AgentSnapshot,
+    started=_instants,
+    generation=_counts,
+    is_ready=st.booleans(),
+    servers=st.lists(servers, max_size=3, unique_by=lambda item: item.name).map(tuple),
+    collectors=st.lists(
+        st.builds(CollectorSnapshot, _texts, st.booleans(), st.none() | _seconds, _unix),
+        max_size=3,
+    ).map(tuple),
+    dropped=st.dictionaries(_texts, _counts, max_size=3),
+    config_load_unix_seconds=_unix,
+    is_config_load_successful=st.booleans(),
+)
+instants = _instants

@@ -1,0 +1,343 @@
+"""What each family says of a server, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from tests.expose import snapshots
+from tests.expose.snapshots import NOW, STARTED, agent, crashed_server, fresh_server, life, server
+from vllm_agent.expose.family import (
+    MAX_LABEL_VALUE_CHARACTERS,
+    Family,
+    MetricType,
+    SampleValue,
+    ServerMoment,
+    label_value,
+)
+from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
+from vllm_agent.expose.metrics_page import EXTERNAL_SERIES_BUDGET
+from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.restart_budget import RestartBudget
+from vllm_agent.lifecycle.server_life import Ending, Launch, Tally
+from vllm_agent.lifecycle.states import Initiator, LifecycleMode, Phase, ServerState
+from vllm_agent.observations import Instant, Probe, ProbeCause
+from vllm_agent.snapshot import CollectorSnapshot, Histogram, ProbeStats, ServerSnapshot
+
+EVERY_FAMILY: tuple[Family[Any], ...] = (*SERVER_FAMILIES, *MOMENT_FAMILIES, *AGENT_FAMILIES)
+HISTOGRAM_SERIES = len(Histogram().counts) + 2
+
+
+def samples(name: str, subject: object, now: Instant = NOW) -> dict[tuple[str, ...], SampleValue]:
+    """The family's samples as label values → number; `name` comes without the prefix."""
+    family = next(family for family in EVERY_FAMILY if family.name == f"vllm_agent_{name}")
+    if isinstance(subject, ServerSnapshot) and family in MOMENT_FAMILIES:
+        subject = ServerMoment(subject, now)
+    listed = list(family.samples(subject))
+    assert len(dict(listed)) == len(listed)
+    return dict(listed)
+
+
+def series_by_family(subject: ServerSnapshot) -> dict[str, int]:
+    """How many series each family costs the server."""
+    moment = ServerMoment(subject, NOW)
+    found = {family.name: list(family.samples(subject)) for family in SERVER_FAMILIES}
+    found |= {family.name: list(family.samples(moment)) for family in MOMENT_FAMILIES}
+    return {
+        name: sum(HISTOGRAM_SERIES if isinstance(value, Histogram) else 1 for _, value in listed)
+        for name, listed in found.items()
+    }
+
+
+def failing_server() -> ServerSnapshot:
+    """An external server after a crash and a recovery, up but failing its checks: the fullest."""
+    crashed = crashed_server()
+    return replace(
+        crashed, life=replace(crashed.life, phase=Phase.UNREADY, reason=Reason.UNRESPONSIVE)
+    )
+
+
+# --- declarations
+
+
+def test_names_are_declared_once():
+    assert max(Counter(family.name for family in EVERY_FAMILY).values()) == 1
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY, ids=lambda family: family.name)
+def test_a_declaration_keeps_to_the_conventions(family):
+    assert re.fullmatch(r"vllm_agent_[a-z]+(_[a-z]+)*", family.name)
+    assert family.name.endswith("_total") == (family.type is MetricType.COUNTER)
+    assert family.help.endswith(".")
+    assert "\n" not in family.help
+    assert "|" not in family.help
+    assert family.modes
+    forbidden = {"pid", "host", "job", "instance", "service", "le", "quantile", "type"}
+    assert not forbidden & set(family.all_labels)
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", label) for label in family.all_labels)
+    assert len(set(family.all_labels)) == len(family.all_labels)
+
+
+@given(snapshots.servers)
+@settings(max_examples=50, deadline=None)
+def test_any_server_has_exactly_one_state_and_only_the_families_of_its_mode(subject):
+    assert Counter(samples("server_state", subject).values()) == {0: 6, 1: 1}
+    counts = series_by_family(subject)
+    for family in SERVER_FAMILIES:
+        assert not counts[family.name] or subject.mode in family.modes
+    for family in SERVER_FAMILIES:
+        for values, _ in family.samples(subject):
+            assert len(values) == len(family.labels)
+            assert all(len(value) <= MAX_LABEL_VALUE_CHARACTERS for value in values)
+
+
+# --- label values
+
+
+def test_a_long_label_value_is_cut_and_stays_distinct():
+    first, second = label_value("x" * 200), label_value("x" * 201)
+    assert len(first) == MAX_LABEL_VALUE_CHARACTERS
+    assert first.startswith("xxx")
+    assert first != second
+    assert label_value("\ud800" * 129) != label_value("\ud801" * 129)
+
+
+def test_a_label_value_that_fits_is_kept():
+    assert label_value("x" * MAX_LABEL_VALUE_CHARACTERS) == "x" * MAX_LABEL_VALUE_CHARACTERS
+
+
+# --- state and history
+
+
+def test_info_of_a_known_and_of_an_unknown_server():
+    model = "meta-llama/Llama-3.1-8B-Instruct"
+    known = ("external", model, "http://127.0.0.1:8000", "0.27.1", "false")
+    assert samples("server_info", server()) == {known: 1}
+    found = replace(fresh_server(), is_discovered=True)
+    assert samples("server_info", found) == {
+        ("external", "", "http://127.0.0.1:8000", "", "true"): 1
+    }
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_the_state_of_each_phase_is_the_one_that_is_1(phase):
+    current = life(phase)
+    expected = {(state,): float(state is current.state) for state in ServerState}
+    assert samples("server_state", server(life=current)) == expected
+
+
+def test_when_the_state_was_entered():
+    entered = samples("server_state_entered_timestamp_seconds", server())
+    assert entered == {(): STARTED.unix_seconds}
+
+
+def test_time_in_the_current_state_runs_up_to_the_scrape():
+    assert samples("server_state_seconds_total", server()) == {("running",): 100.5}
+    assert samples("server_desired_seconds_total", server()) == {(): 100.5}
+    assert samples("server_available_seconds_total", server()) == {(): 100.5}
+
+
+def test_a_state_entered_just_now_is_counted_from_0():
+    assert samples("server_state_seconds_total", server(), now=STARTED) == {("running",): 0}
+
+
+def test_time_in_maintenance_is_not_desired():
+    asleep = server(life=life(Phase.ABSENT, maintenance_until_unix_seconds=float("inf")))
+    assert samples("server_desired_up", asleep) == {(): 0}
+    assert samples("server_desired_seconds_total", asleep) == {(): 0}
+
+
+def test_transitions_that_happened():
+    crashed = samples("server_state_transitions_total", crashed_server())
+    assert crashed["running", "failed"] == 3
+    assert ("stopped", "running") not in crashed
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_reason_only_while_failed_or_crashed(phase):
+    subject = server(life=life(phase, reason=Reason.UNREACHABLE))
+    is_trouble = subject.life.state in {ServerState.FAILED, ServerState.CRASHED}
+    expected = {("unreachable",): 1} if is_trouble else {}
+    assert samples("server_failure_reason", subject) == expected
+
+
+def test_trouble_without_a_reason_is_unknown():
+    subject = server(life=life(Phase.CRASHED, reason=None))
+    assert samples("server_failure_reason", subject) == {("unknown",): 1}
+
+
+@pytest.mark.parametrize(
+    ("is_sleeping", "expected"), [(None, {}), (True, {(): 1}), (False, {(): 0})]
+)
+def test_sleeping_as_far_as_it_says(is_sleeping, expected):
+    assert samples("server_sleeping", server(life=life(is_sleeping=is_sleeping))) == expected
+
+
+def test_a_server_that_is_gone_neither_sleeps_nor_has_a_process():
+    assert samples("server_sleeping", crashed_server()) == {}
+    assert samples("server_process_start_time_seconds", crashed_server()) == {}
+
+
+def test_process_start_as_far_as_it_is_one_process():
+    name = "server_process_start_time_seconds"
+    assert samples(name, server()) == {(): 1_749_999_000.0}
+    assert samples(name, server(life=life(is_load_balanced=True))) == {}
+    assert samples(name, server(life=life(launch=None))) == {}
+    silent = Launch(1, None, STARTED)
+    assert samples(name, server(life=life(launch=silent))) == {}
+
+
+# --- launches, restarts, crashes
+
+
+def test_restarts_are_complete_from_the_start():
+    assert samples("server_restarts_total", fresh_server()) == {
+        ("agent",): 0,
+        ("operator",): 0,
+        ("outside",): 0,
+    }
+    tally = Tally(launches=1).with_launch(Initiator.OUTSIDE)
+    assert samples("server_restarts_total", server(life=life(tally=tally)))["outside",] == 1
+    assert samples("server_launches_total", server(life=life(tally=tally))) == {(): 2}
+
+
+def test_crashes_are_complete_within_what_external_can_produce():
+    assert samples("server_crashes_total", fresh_server()) == {("unreachable",): 0}
+    tally = Tally().with_crash(Reason.HOST_OOM, NOW)
+    subject = server(life=life(tally=tally))
+    assert samples("server_crashes_total", subject) == {("unreachable",): 0, ("host_oom",): 1}
+
+
+def test_crashes_of_a_local_server_have_every_reason():
+    local = server(mode=LifecycleMode.MONITORED)
+    assert set(samples("server_crashes_total", local)) == {(reason,) for reason in Reason}
+
+
+def test_last_crash_only_for_reasons_that_occurred():
+    name = "server_last_crash_timestamp_seconds"
+    assert samples(name, server()) == {}
+    assert samples(name, crashed_server()) == {("unreachable",): 1_750_000_090.0}
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        (
+            Ending(1, NOW, ServerState.CRASHED, Reason.EXIT_NONZERO, 5, exit_code=1),
+            ("1", "", "false"),
+        ),
+        (Ending(1, NOW, ServerState.STOPPED, None, 3, signal=15), ("", "15", "true")),
+        (Ending(1, NOW, ServerState.STOPPED, None, 6), ("", "", "true")),
+    ],
+)
+def test_last_exit_of_a_local_server(ending, expected):
+    local = server(mode=LifecycleMode.MONITORED, life=life(last_ending=ending))
+    assert samples("server_last_exit_info", local) == {expected: 1}
+
+
+def test_no_last_exit_of_an_external_server_or_before_the_first():
+    assert samples("server_last_exit_info", crashed_server()) == {}
+    assert samples("server_last_exit_info", server(mode=LifecycleMode.MONITORED)) == {}
+
+
+def test_the_restart_budget():
+    spent = server(life=life(budget=RestartBudget(5, 2, is_limit_reached=True)))
+    assert samples("server_restart_limit", spent) == {(): 5}
+    assert samples("server_restart_budget_remaining", spent) == {(): 2}
+    assert samples("server_restart_limit_reached", spent) == {(): 1}
+    assert samples("server_restart_window_seconds", spent) == {(): 60}
+
+
+# --- probes and loading
+
+
+def test_probe_success_is_complete_from_the_start():
+    assert samples("probe_success", fresh_server()) == {(probe,): 0 for probe in Probe}
+    assert samples("probe_success", server()) == {(probe,): 1 for probe in Probe}
+    assert samples("probe_success", crashed_server())["health",] == 0
+
+
+def test_probe_counts():
+    assert samples("probe_requests_total", server()) == {(probe,): 12 for probe in Probe}
+    assert samples("probe_failures_total", server()) == {}
+    assert samples("probe_failures_total", crashed_server()) == {
+        ("health", "refused"): 12,
+        ("health", "timeout"): 4,
+        ("health", "http_5xx"): 1,
+    }
+    assert samples("probe_consecutive_failures", crashed_server()) == {(): 7}
+
+
+def test_probe_last_success_only_after_one():
+    assert samples("probe_last_success_timestamp_seconds", fresh_server()) == {}
+    assert len(samples("probe_last_success_timestamp_seconds", server())) == len(Probe)
+
+
+def test_durations_of_health_only():
+    durations = samples("probe_duration_seconds", server())
+    assert durations == {("health",): server().probes[Probe.HEALTH].durations}
+
+
+def test_load_stage_is_complete_and_none_where_nothing_loads():
+    assert samples("load_stage", server()) == {("none",): 1}
+    local = samples("load_stage", server(mode=LifecycleMode.MONITORED))
+    assert len(local) == 6
+    assert [values for values, value in local.items() if value] == [("none",)]
+
+
+def test_an_unknown_load_stage_is_not_exported():
+    assert samples("load_stage", server(life=life(Phase.LOADING))) == {}
+
+
+# --- the agent
+
+
+def test_collectors_as_far_as_they_have_finished():
+    subject = agent()
+    assert samples("collector_up", subject) == {("probes",): 1, ("store",): 0}
+    assert samples("collector_duration_seconds", subject) == {("probes",): 0.0125}
+    last_success = samples("collector_last_success_timestamp_seconds", subject)
+    assert last_success == {("probes",): 1_750_000_099.5}
+    idle = agent(collectors=(CollectorSnapshot("logs", is_up=False),))
+    assert samples("collector_duration_seconds", idle) == {}
+
+
+def test_configuration_and_what_was_dropped():
+    assert samples("dropped_total", agent()) == {("history",): 2}
+    assert samples("config_last_reload_successful", agent(is_config_load_successful=False)) == {
+        (): 0
+    }
+    name = "config_last_reload_success_timestamp_seconds"
+    assert samples(name, agent()) == {(): 1_750_000_000.5}
+    assert samples(name, agent(config_load_unix_seconds=None)) == {}
+
+
+def test_the_build_is_named():
+    ((version, python_version),) = samples("build_info", agent())
+    assert version
+    assert python_version.startswith("3.")
+
+
+# --- budget
+
+
+@pytest.mark.parametrize("make", [fresh_server, server, crashed_server, failing_server])
+def test_an_external_server_keeps_to_its_series_budget(make):
+    assert sum(series_by_family(make()).values()) <= EXTERNAL_SERIES_BUDGET
+
+
+def test_beyond_its_budget_a_server_grows_only_with_new_transitions_and_causes():
+    counts = series_by_family(failing_server())
+    counts["vllm_agent_server_state_transitions_total"] = 0
+    counts["vllm_agent_probe_failures_total"] = 0
+    assert sum(counts.values()) == EXTERNAL_SERIES_BUDGET - 8
+    everything = MappingProxyType(dict.fromkeys(ProbeCause, 1))
+    probes = MappingProxyType({probe: ProbeStats(failures=everything) for probe in Probe})
+    failures = samples("probe_failures_total", replace(server(), probes=probes))
+    assert len(failures) == len(Probe) * len(ProbeCause)
