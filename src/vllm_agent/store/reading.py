@@ -1,0 +1,168 @@
+"""From rows back to values, whatever a newer or a damaged agent wrote there. No I/O here."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
+
+from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.restart_budget import RestartBudget
+from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Tally, Transition
+from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
+from vllm_agent.observations import Instant
+from vllm_agent.store.bounds import MAX_UNKNOWN_VALUES
+from vllm_agent.store.records import History, LaunchRecord
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Iterable, Mapping
+
+    from vllm_agent.store.rows import (
+        CounterRow,
+        EndingRow,
+        HistoryRows,
+        LaunchRow,
+        MemoryRows,
+        TransitionRow,
+    )
+
+_Word = TypeVar("_Word", bound=StrEnum)
+_Row = TypeVar("_Row")
+_Value = TypeVar("_Value")
+_Number = TypeVar("_Number", int, float)
+
+
+class RowReader:
+    """Turns rows into values; what this version does not know is left out and counted once."""
+
+    def __init__(self, dropped: Counter[str]) -> None:
+        self._dropped = dropped
+        self._unknown: set[str] = set()
+
+    def memory(self, rows: MemoryRows) -> Memory | None:
+        """The memory in `rows`, or None where nothing can be made of it."""
+        return self._read(self._memory, rows)
+
+    def history(self, rows: HistoryRows) -> History:
+        """The history in `rows`, without what this version does not know."""
+        transitions = (self._read(self._transition, row) for row in rows.transitions)
+        launches = (self._launch_record(*pair) for pair in rows.launches)
+        return History(
+            transitions=tuple(t for t in transitions if t is not None),
+            launches=tuple(record for record in launches if record is not None),
+        )
+
+    def _read(self, read: Callable[[_Row], _Value], row: _Row) -> _Value | None:
+        try:
+            return read(row)
+        except (TypeError, ValueError) as error:
+            # Any program may have written there: a column can hold any type.
+            self._leave_out(str(error))
+            return None
+
+    def _leave_out(self, value: str) -> None:
+        if value not in self._unknown and len(self._unknown) < MAX_UNKNOWN_VALUES:
+            self._unknown.add(value)
+            self._dropped["store_value"] += 1
+
+    def _word(self, words: type[_Word], text: str, otherwise: _Word) -> _Word:
+        try:
+            return words(text)
+        except ValueError as error:
+            self._leave_out(str(error))
+            return otherwise
+
+    def _reason(self, text: str | None) -> Reason | None:
+        return None if text is None else self._word(Reason, text, Reason.UNKNOWN)
+
+    def _memory(self, rows: MemoryRows) -> Memory:
+        row = rows.memory
+        return Memory(
+            phase=self._word(Phase, row.phase, Phase.UNOBSERVED),
+            reason=self._reason(row.reason),
+            has_served=bool(row.has_served),
+            newest_start_seconds=_optional(float, row.newest_start_seconds),
+            is_load_balanced=bool(row.is_load_balanced),
+            budget=RestartBudget(
+                limit=int(row.budget_limit),
+                remaining=int(row.budget_remaining),
+                is_limit_reached=bool(row.is_limit_reached),
+            ),
+            tally=self._tally(rows.counters),
+            maintenance_until_unix_seconds=_optional(float, row.maintenance_until_unix_seconds),
+        )
+
+    def _tally(self, rows: Iterable[CounterRow]) -> Tally:
+        values: dict[str, dict[str, float]] = {}
+        for row in rows:
+            values.setdefault(row.counter, {})[row.key] = row.value
+        transitions = self._known(_state_pair, int, values.get("transitions", {}))
+        return Tally(
+            launches=int(values.get("launches", {}).get("", 0)),
+            restarts=self._known(Initiator, int, values.get("restarts", {})),
+            crashes=self._known(Reason, int, values.get("crashes", {})),
+            transitions=transitions,
+            last_crash_unix_seconds=self._known(
+                Reason, float, values.get("last_crash_unix_seconds", {})
+            ),
+        )
+
+    def _known(
+        self,
+        key: Callable[[str], _Value],
+        number: Callable[[float], _Number],
+        values: Mapping[str, float],
+    ) -> Mapping[_Value, _Number]:
+        pairs = (self._read(lambda p: (key(p[0]), number(p[1])), pair) for pair in values.items())
+        return MappingProxyType(dict(pair for pair in pairs if pair is not None))
+
+    def _transition(self, row: TransitionRow) -> Transition:
+        return Transition(
+            at=_remembered(row.at_unix_seconds),
+            from_phase=Phase(row.from_phase),
+            to_phase=Phase(row.to_phase),
+            reason=self._reason(row.reason),
+            detail=str(row.detail),
+            launch_number=_optional(int, row.launch_number),
+        )
+
+    def _launch_record(self, launch_row: LaunchRow, row: EndingRow | None) -> LaunchRecord | None:
+        launch = self._read(_launch, launch_row)
+        ending = None if row is None else self._read(self._ending, row)
+        return None if launch is None else LaunchRecord(launch, ending)
+
+    def _ending(self, row: EndingRow) -> Ending:
+        return Ending(
+            launch_number=int(row.number),
+            at=_remembered(row.ended_unix_seconds),
+            state=ServerState(row.end_state),
+            reason=self._reason(row.end_reason),
+            rule=int(row.end_rule),
+            evidence=tuple(str(sentence) for sentence in json.loads(row.end_evidence)),
+            exit_code=_optional(int, row.end_exit_code),
+            signal=_optional(int, row.end_signal),
+        )
+
+
+def _launch(row: LaunchRow) -> Launch:
+    return Launch(
+        number=int(row.number),
+        start_seconds=_optional(float, row.start_seconds),
+        first_seen=_remembered(row.first_seen_unix_seconds),
+        has_served=bool(row.has_served),
+    )
+
+
+def _remembered(unix_seconds: float) -> Instant:
+    return Instant(monotonic_seconds=0.0, unix_seconds=float(unix_seconds))
+
+
+def _optional(number: Callable[[float], _Number], value: float | None) -> _Number | None:
+    return None if value is None else number(value)
+
+
+def _state_pair(key: str) -> tuple[ServerState, ServerState]:
+    old, new = key.split(">")
+    return ServerState(old), ServerState(new)

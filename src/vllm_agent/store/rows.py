@@ -1,0 +1,184 @@
+"""Between the lifecycle's values and database rows, in both directions. No I/O here.
+
+Instants keep their unix part only: the monotonic clock starts again with the host. Reading gives
+them a monotonic part of 0.0.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from vllm_agent.store.bounds import MAX_TEXT_BYTES
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterator, Sequence
+
+    from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Tally, Transition
+
+
+class MemoryRow(NamedTuple):
+    """A server's memory, but for its counters."""
+
+    server: str
+    phase: str
+    reason: str | None
+    has_served: bool
+    newest_start_seconds: float | None
+    is_load_balanced: bool
+    budget_limit: int
+    budget_remaining: int
+    is_limit_reached: bool
+    maintenance_until_unix_seconds: float | None
+    committed_unix_seconds: float
+
+
+class CounterRow(NamedTuple):
+    """One counter of a server, or one of its timestamps that only grow."""
+
+    server: str
+    counter: str
+    key: str
+    value: float
+
+
+class LaunchRow(NamedTuple):
+    """A launch, without its ending."""
+
+    server: str
+    number: int
+    start_seconds: float | None
+    first_seen_unix_seconds: float
+    has_served: bool
+
+
+class EndingRow(NamedTuple):
+    """The ending of a launch; `end_evidence` is a JSON array of sentences."""
+
+    server: str
+    number: int
+    ended_unix_seconds: float
+    end_state: str
+    end_reason: str | None
+    end_rule: int
+    end_evidence: str
+    end_exit_code: int | None
+    end_signal: int | None
+
+
+class TransitionRow(NamedTuple):
+    """A change of phase."""
+
+    server: str
+    at_unix_seconds: float
+    from_phase: str
+    to_phase: str
+    reason: str | None
+    detail: str
+    launch_number: int | None
+
+
+class MemoryRows(NamedTuple):
+    """Everything of one server's memory."""
+
+    memory: MemoryRow
+    counters: tuple[CounterRow, ...]
+
+
+HistoryRow = LaunchRow | EndingRow | TransitionRow
+
+
+class HistoryRows(NamedTuple):
+    """History as the database has it, newest first."""
+
+    transitions: Sequence[TransitionRow] = ()
+    launches: Sequence[tuple[LaunchRow, EndingRow | None]] = ()
+
+
+def storable(text: str) -> str:
+    """`text` as UTF-8 can hold it: file names and arguments may have bytes that it cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def memory_rows(server: str, memory: Memory, now_unix_seconds: float) -> MemoryRows:
+    """The rows of `memory`."""
+    row = MemoryRow(
+        server=server,
+        phase=memory.phase.value,
+        reason=memory.reason,
+        has_served=memory.has_served,
+        newest_start_seconds=memory.newest_start_seconds,
+        is_load_balanced=memory.is_load_balanced,
+        budget_limit=memory.budget.limit,
+        budget_remaining=memory.budget.remaining,
+        is_limit_reached=memory.budget.is_limit_reached,
+        maintenance_until_unix_seconds=memory.maintenance_until_unix_seconds,
+        committed_unix_seconds=now_unix_seconds,
+    )
+    counters = (CounterRow(server, *counter) for counter in _counters(memory.tally))
+    return MemoryRows(row, tuple(counters))
+
+
+def _counters(tally: Tally) -> Iterator[tuple[str, str, float]]:
+    yield "launches", "", tally.launches
+    for initiator, count in tally.restarts.items():
+        yield "restarts", initiator.value, count
+    for reason, count in tally.crashes.items():
+        yield "crashes", reason.value, count
+    for (old, new), count in tally.transitions.items():
+        yield "transitions", f"{old}>{new}", count
+    for reason, unix_seconds in tally.last_crash_unix_seconds.items():
+        yield "last_crash_unix_seconds", reason.value, unix_seconds
+
+
+def launch_row(server: str, launch: Launch) -> LaunchRow:
+    """The row of `launch`."""
+    return LaunchRow(
+        server=server,
+        number=launch.number,
+        start_seconds=launch.start_seconds,
+        first_seen_unix_seconds=launch.first_seen.unix_seconds,
+        has_served=launch.has_served,
+    )
+
+
+def ending_row(server: str, ending: Ending, dropped: Counter[str]) -> EndingRow:
+    """The row of `ending`; text that is cut is counted in `dropped`."""
+    return EndingRow(
+        server=server,
+        number=ending.launch_number,
+        ended_unix_seconds=ending.at.unix_seconds,
+        end_state=ending.state.value,
+        end_reason=ending.reason,
+        end_rule=ending.rule,
+        end_evidence=json.dumps(_bounded(ending.evidence, dropped), ensure_ascii=False),
+        end_exit_code=ending.exit_code,
+        end_signal=ending.signal,
+    )
+
+
+def transition_row(server: str, transition: Transition, dropped: Counter[str]) -> TransitionRow:
+    """The row of `transition`; text that is cut is counted in `dropped`."""
+    return TransitionRow(
+        server=server,
+        at_unix_seconds=transition.at.unix_seconds,
+        from_phase=transition.from_phase.value,
+        to_phase=transition.to_phase.value,
+        reason=transition.reason,
+        detail="".join(_bounded((transition.detail,), dropped)),
+        launch_number=transition.launch_number,
+    )
+
+
+def _bounded(texts: Sequence[str], dropped: Counter[str]) -> list[str]:
+    """As many of `texts`, from the first, as fit into the bound together; the last one cut."""
+    kept: list[str] = []
+    left_bytes = MAX_TEXT_BYTES
+    for text in texts:
+        encoded = text.encode("utf-8", "backslashreplace")
+        if left_bytes > 0:
+            kept.append(encoded[:left_bytes].decode("utf-8", "ignore"))
+        dropped["store_text"] += len(encoded) > max(0, left_bytes)
+        left_bytes -= len(encoded)
+    return kept

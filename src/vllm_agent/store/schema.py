@@ -1,0 +1,180 @@
+"""The tables of history.sqlite, and how a connection to them is set up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.store.bounds import BUSY_TIMEOUT_SECONDS, MAX_FILE_BYTES, WAL_BYTES
+from vllm_agent.store.faults import NewerSchemaError, UnusableFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SCHEMA_VERSION: Final = 1
+"""In PRAGMA user_version; a file with a greater one is left alone."""
+
+APPLICATION_ID: Final = 0x764C6C61
+"""In PRAGMA application_id, so that no other program's database is taken for ours: "vLla"."""
+
+_TABLES: Final = {
+    "servers": """(
+        server TEXT NOT NULL PRIMARY KEY,
+        phase TEXT NOT NULL,
+        reason TEXT,
+        has_served INTEGER NOT NULL,
+        newest_start_seconds REAL,
+        is_load_balanced INTEGER NOT NULL,
+        budget_limit INTEGER NOT NULL,
+        budget_remaining INTEGER NOT NULL,
+        is_limit_reached INTEGER NOT NULL,
+        maintenance_until_unix_seconds REAL,
+        committed_unix_seconds REAL NOT NULL
+    ) WITHOUT ROWID""",
+    "counters": """(
+        server TEXT NOT NULL,
+        counter TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value NUMERIC NOT NULL,
+        PRIMARY KEY (server, counter, key)
+    ) WITHOUT ROWID""",
+    "launches": """(
+        server TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        start_seconds REAL,
+        first_seen_unix_seconds REAL NOT NULL,
+        has_served INTEGER NOT NULL,
+        ended_unix_seconds REAL,
+        end_state TEXT,
+        end_reason TEXT,
+        end_rule INTEGER,
+        end_evidence TEXT,
+        end_exit_code INTEGER,
+        end_signal INTEGER,
+        PRIMARY KEY (server, number)
+    ) WITHOUT ROWID""",
+    "transitions": """(
+        id INTEGER PRIMARY KEY,
+        server TEXT NOT NULL,
+        at_unix_seconds REAL NOT NULL,
+        from_phase TEXT NOT NULL,
+        to_phase TEXT NOT NULL,
+        reason TEXT,
+        detail TEXT NOT NULL,
+        launch_number INTEGER
+    )""",
+}
+_INDEX: Final = "CREATE INDEX transitions_by_server ON transitions (server, id)"
+
+
+def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """Open the database, or create it; return also whether it was created.
+
+    Only the calling thread can use the connection.
+
+    Raises:
+        UnusableFileError: the file is some other database.
+        NewerSchemaError: the file is of a newer agent.
+        sqlite3.Error, OSError: it cannot be opened, or is damaged.
+    """
+    _create_private(path)
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    try:
+        _configure(connection)
+        is_new = _is_new(connection)
+        if is_new:
+            # Has to come before anything is written, and would itself write into an old file.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        _begin_log(connection)
+        if is_new:
+            _create_tables(connection)
+        _check(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, is_new
+
+
+def _create_private(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    # Some file systems have no modes.
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, 0o600)
+    os.close(descriptor)
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    """Whether nothing is in it yet. Raises for what is not ours, or not of this schema."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if not (application_id or version or objects):
+        return True
+    if application_id != APPLICATION_ID or version < SCHEMA_VERSION:
+        raise UnusableFileError("it is not a database of vllm-agent")
+    if version > SCHEMA_VERSION:
+        raise NewerSchemaError(
+            f"history.sqlite has schema {version}, this vllm-agent knows {SCHEMA_VERSION}"
+        )
+    return False
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    """Settings of the connection that change nothing in the file: it may not be ours."""
+    # Bytes that are no UTF-8 cost a character, not the whole answer.
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
+    # Before the first read. Exclusive: no -shm file, which a full disk has no room for, and no
+    # reader from outside that could keep the log from being checkpointed.
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA temp_store = MEMORY")
+
+
+def _begin_log(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}").fetchall()
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {MAX_FILE_BYTES // page_bytes}").fetchall()
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    with transaction(connection):
+        for name, definition in _TABLES.items():
+            connection.execute(f"CREATE TABLE {name} {definition}")
+        connection.execute(_INDEX)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Raises UnusableFileError for what is not in order. Takes 0.1 s for a full file."""
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise UnusableFileError(f"it is damaged: {verdict}")
+    for name, definition in _TABLES.items():
+        expected = _columns(definition)
+        found = {row[1] for row in connection.execute(f"PRAGMA table_info({name})")}
+        if found != expected:
+            raise UnusableFileError(f"its table {name} has other columns")
+
+
+def _columns(definition: str) -> set[str]:
+    lines = (line.split() for line in definition.splitlines()[1:-1])
+    return {words[0] for words in lines if words[0] != "PRIMARY"}
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite has already rolled back after some errors, a full disk for one.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
