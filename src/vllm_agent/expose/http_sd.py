@@ -1,0 +1,40 @@
+"""Scrape targets for vLLM's own metrics, in the form of Prometheus HTTP service discovery. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_agent.config.url import parse_server_url
+from vllm_agent.lifecycle.states import ServerState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_agent.snapshot import AgentSnapshot, ServerSnapshot
+
+
+def target_groups(agent: AgentSnapshot) -> list[Mapping[str, object]]:
+    """One element per server that Prometheus can reach by TCP and that was not stopped on request.
+
+    A crashed server stays in, so that its `up` is 0 and not absent.
+    """
+    groups = (_group(s) for s in agent.servers if s.life.state is not ServerState.STOPPED)
+    return [group for group in groups if group is not None]
+
+
+def _group(server: ServerSnapshot) -> Mapping[str, object] | None:
+    try:
+        url = parse_server_url(server.url)
+    except ValueError:
+        return None
+    if url.host is None:
+        return None
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return {
+        "targets": [f"{host}:{url.port}"],
+        "labels": {
+            "server": server.name,
+            "__scheme__": url.scheme,
+            "__metrics_path__": f"{url.root_path}/metrics",
+        },
+    }

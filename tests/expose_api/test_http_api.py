@@ -1,0 +1,322 @@
+"""The API as clients meet it: answers, entity tags, and errors that say what to do next."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+from yarl import URL
+
+from tests.expose.snapshots import NOW, crashed_server, life, server
+from vllm_agent.expose import encoded_views, http_api
+from vllm_agent.expose.http_api import MAX_BODY_BYTES
+from vllm_agent.lifecycle.states import Phase
+from vllm_agent.snapshot import CollectorSnapshot
+
+READS = (
+    *("/", "/custom", "/-/healthy", "/-/ready", "/api/v1/servers", "/api/v1/servers/llama"),
+    *("/api/v1/servers/llama/history", "/api/v1/http_sd"),
+)
+MAINTENANCE = "/api/v1/servers/llama/maintenance"
+
+
+async def error_of(response):
+    body = await response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"code", "message", "hint"}
+    assert all(body["error"].values())
+    return body["error"]
+
+
+@pytest.mark.parametrize("path", READS)
+async def test_reads_answer_get_and_head(reader, path) -> None:
+    got = await reader.get(path)
+    head = await reader.head(path)
+
+    assert (got.status, head.status) == (200, 200)
+    assert await head.read() == b""
+    assert got.headers["X-Content-Type-Options"] == "nosniff"
+    assert got.headers["Cache-Control"] in {"no-cache", "no-store"}
+    assert "Access-Control-Allow-Origin" not in got.headers
+
+
+async def test_health_and_readiness(reader, fake) -> None:
+    assert await (await reader.get("/-/healthy")).text() == "vllm-agent is healthy.\n"
+    assert await (await reader.get("/-/ready")).text() == "vllm-agent is ready.\n"
+
+    fake.show(is_ready=False)
+    response = await reader.get("/-/ready")
+    assert response.status == 503
+    assert "not ready" in await response.text()
+    assert (await reader.get("/-/healthy")).status == 200
+
+
+async def test_the_list_has_the_agent_and_every_server(reader) -> None:
+    body = await (await reader.get("/api/v1/servers")).json()
+
+    assert body["agent"]["ready"] is True
+    assert [s["name"] for s in body["servers"]] == ["llama", "qwen"]
+
+
+async def test_an_unchanged_list_is_not_sent_again(reader, fake) -> None:
+    first = await reader.get("/api/v1/servers")
+    etag = first.headers["ETag"]
+
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        again = await reader.get("/api/v1/servers", headers={"If-None-Match": known})
+        assert (again.status, await again.read()) == (304, b"")
+        assert again.headers["ETag"] == etag
+
+    fake.show(crashed_server())
+    changed = await reader.get("/api/v1/servers", headers={"If-None-Match": etag})
+    assert changed.status == 200
+    assert [s["name"] for s in (await changed.json())["servers"]] == ["qwen"]
+
+
+async def test_the_tag_changes_with_a_collector_and_with_the_agent(reader, fake) -> None:
+    tags = [(await reader.get("/api/v1/servers")).headers["ETag"]]
+    broken = (CollectorSnapshot(name="store", is_up=False, detail="disk full"),)
+    fake.snapshot = replace(fake.snapshot, collectors=broken)
+    tags.append((await reader.get("/api/v1/servers")).headers["ETag"])
+    fake.snapshot = replace(fake.snapshot, started=NOW)
+    tags.append((await reader.get("/api/v1/servers")).headers["ETag"])
+
+    assert len(set(tags)) == 3
+
+
+async def test_a_server_that_did_not_change_is_not_encoded_again(reader, fake, monkeypatch) -> None:
+    await reader.get("/api/v1/servers")
+    encoded = []
+
+    def view(changed):
+        encoded.append(changed.name)
+        return {"name": changed.name}
+
+    monkeypatch.setattr(encoded_views, "server_view", view)
+
+    fake.show(fake.snapshot.servers[0], crashed_server("new"))
+    body = await (await reader.get("/api/v1/servers")).json()
+
+    assert encoded == ["new"]
+    assert [s["name"] for s in body["servers"]] == ["llama", "new"]
+
+
+async def test_one_server_has_a_tag_of_its_own(reader, fake) -> None:
+    first = await reader.get("/api/v1/servers/llama")
+    headers = {"If-None-Match": first.headers["ETag"]}
+
+    fake.show(fake.snapshot.servers[0], crashed_server("other"))
+    assert (await reader.get("/api/v1/servers/llama", headers=headers)).status == 304
+
+    fake.show(server(life=life(Phase.CRASHED)))
+    changed = await reader.get("/api/v1/servers/llama", headers=headers)
+    assert (await changed.json())["state"] == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("a@8000", "a%408000"),
+        ("a/b", "a%2Fb"),
+        ("a%2Fb", "a%252Fb"),
+        ("a{b", "a%7Bb"),
+        ("ü", "%C3%BC"),
+    ],
+)
+async def test_names_are_decoded_once(reader, fake, name, path) -> None:
+    fake.show(server(name))
+
+    response = await reader.get(URL(f"/api/v1/servers/{path}", encoded=True))
+
+    assert (await response.json())["name"] == name
+
+
+async def test_an_unknown_server_is_told_near_names(reader) -> None:
+    response = await reader.get("/api/v1/servers/lama")
+
+    assert response.status == 404
+    error = await error_of(response)
+    assert error["code"] == "unknown_server"
+    assert error["hint"] == "Did you mean llama?"
+
+
+async def test_an_unknown_server_that_is_near_to_none(reader, fake) -> None:
+    error = await error_of(await reader.get("/api/v1/servers/zzz/history"))
+    assert "/api/v1/servers" in error["hint"]
+
+    fake.show()
+    error = await error_of(await reader.get("/api/v1/servers/zzz"))
+    assert "--config.file" in error["hint"]
+
+
+async def test_an_unknown_path(reader) -> None:
+    response = await reader.get("/api/v2")
+
+    assert response.status == 404
+    assert (await error_of(response))["code"] == "unknown_path"
+
+
+@pytest.mark.parametrize("path", READS)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+async def test_tcp_has_no_method_that_writes(reader, method, path) -> None:
+    response = await reader.request(method, path)
+
+    assert response.status == 405
+    assert set(response.headers["Allow"].split(",")) == {"GET", "HEAD"}
+    assert "control socket" in (await error_of(response))["hint"]
+
+
+async def test_a_write_over_tcp_is_sent_to_the_command(reader, fake) -> None:
+    response = await reader.post(MAINTENANCE, json={"on": True})
+
+    assert response.status == 405
+    assert response.headers["Allow"] == ""
+    error = await error_of(response)
+    assert error["hint"] == "On that host run: vllm-agent maintenance llama on|off"
+    assert fake.asked_maintenance == []
+
+
+async def test_a_name_in_a_suggested_command_is_quoted(reader) -> None:
+    response = await reader.post("/api/v1/servers/$(reboot)/maintenance")
+
+    assert "maintenance '$(reboot)' on" in (await error_of(response))["hint"]
+
+
+@pytest.mark.parametrize(("query", "limit"), [("", 100), ("?limit=1", 1), ("?limit=1000", 1000)])
+async def test_history_asks_for_as_much_as_wanted(reader, fake, query, limit) -> None:
+    response = await reader.get(f"/api/v1/servers/llama/history{query}")
+
+    assert await response.json() == {"server": "llama", "transitions": [], "launches": []}
+    assert fake.asked_history == [("llama", limit)]
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "", "1e2", "²", "9" * 5000])
+async def test_a_bad_limit(reader, fake, limit) -> None:
+    response = await reader.get("/api/v1/servers/llama/history", params={"limit": limit})
+
+    assert response.status == 400
+    assert (await error_of(response))["code"] == "bad_limit"
+    assert fake.asked_history == []
+
+
+async def test_a_fault_is_logged_once_and_tells_nothing_of_the_inside(reader, fake, caplog) -> None:
+    fake.fault = RuntimeError("secret of the inside")
+
+    with caplog.at_level(logging.ERROR):
+        for _ in range(2):
+            response = await reader.get("/api/v1/servers/llama/history")
+            assert response.status == 500
+            assert (await error_of(response))["code"] == "internal_error"
+            assert "secret" not in await response.text()
+
+    assert len(caplog.records) == 1
+    assert "secret of the inside" in caplog.text
+
+
+async def test_http_sd_lists_what_prometheus_can_reach(reader, fake) -> None:
+    fake.show(
+        server("a", url="http://127.0.0.1:8000"),
+        server("b", url="https://gpu7.example.org/qwen", life=life(Phase.CRASHED)),
+        server("c", url="http://[::1]:9000"),
+        server("stopped", life=life(Phase.ABSENT)),
+        server("socket", url="unix:///run/vllm.sock"),
+        server("odd", url="whatever"),
+    )
+
+    response = await reader.get("/api/v1/http_sd")
+
+    assert response.content_type == "application/json"
+    assert await response.json() == [
+        _target("127.0.0.1:8000", "a", "http", "/metrics"),
+        _target("gpu7.example.org:443", "b", "https", "/qwen/metrics"),
+        _target("[::1]:9000", "c", "http", "/metrics"),
+    ]
+
+
+def _target(address: str, name: str, scheme: str, path: str) -> dict[str, object]:
+    labels = {"server": name, "__scheme__": scheme, "__metrics_path__": path}
+    return {"targets": [address], "labels": labels}
+
+
+async def test_http_sd_without_targets_is_an_empty_list(reader, fake) -> None:
+    fake.show()
+
+    assert await (await reader.get("/api/v1/http_sd")).json() == []
+
+
+@pytest.mark.parametrize(
+    ("body", "until"),
+    [
+        ({"on": True}, float("inf")),
+        ({"on": True, "for_seconds": None}, float("inf")),
+        ({"on": True, "for_seconds": 1800}, NOW.unix_seconds + 1800),
+        ({"on": False}, None),
+    ],
+)
+async def test_maintenance_over_the_socket(control, fake, body, until) -> None:
+    response = await control.post(MAINTENANCE, json=body)
+
+    assert response.status == 200
+    assert fake.asked_maintenance == [("llama", until)]
+    view = await response.json()
+    assert (view["name"], view["in_maintenance"]) == ("llama", until is not None)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "bad_json"),
+        (b"{", "bad_json"),
+        (b"\xff", "bad_json"),
+        (b"[" * 10_000, "bad_json"),
+        (b'{"on": true, "for_seconds": NaN}', "bad_json"),
+        (b"[]", "bad_body"),
+        (b"{}", "bad_body"),
+        (b'{"on": 1}', "bad_body"),
+        (b'{"on": true, "until": 5}', "bad_body"),
+        (b'{"on": true, "for_seconds": 0}', "bad_body"),
+        (b'{"on": true, "for_seconds": true}', "bad_body"),
+        (b'{"on": true, "for_seconds": "30m"}', "bad_body"),
+        (b'{"on": true, "for_seconds": 1e999}', "bad_body"),
+        (b'{"on": true, "for_seconds": 1' + b"0" * 400 + b"}", "bad_body"),
+        (b'{"on": false, "for_seconds": 5}', "bad_body"),
+    ],
+)
+async def test_a_bad_request_for_maintenance_changes_nothing(control, fake, body, code) -> None:
+    response = await control.post(MAINTENANCE, data=body)
+
+    assert response.status == 400
+    assert (await error_of(response))["code"] == code
+    assert fake.asked_maintenance == []
+
+
+async def test_a_body_beyond_the_bound(control, fake) -> None:
+    response = await control.post(MAINTENANCE, data=b" " * (MAX_BODY_BYTES + 1))
+
+    assert response.status == 413
+    assert (await error_of(response))["code"] == "body_too_large"
+    assert fake.asked_maintenance == []
+
+
+async def test_maintenance_of_an_unknown_server(control, fake) -> None:
+    response = await control.post("/api/v1/servers/lama/maintenance", json={"on": True})
+
+    assert response.status == 404
+    assert fake.asked_maintenance == []
+
+
+async def test_get_on_a_write_path_of_the_socket(control) -> None:
+    response = await control.get(MAINTENANCE)
+
+    assert (response.status, response.headers["Allow"]) == (405, "POST")
+
+
+async def test_a_server_whose_owner_does_not_answer(control, fake, monkeypatch) -> None:
+    monkeypatch.setattr(http_api, "MAINTENANCE_DEADLINE_SECONDS", 0.01)
+    fake.is_stuck = True
+
+    response = await control.post(MAINTENANCE, json={"on": True})
+
+    assert response.status == 503
+    assert (await error_of(response))["code"] == "not_in_time"

@@ -1,0 +1,176 @@
+"""The shape of the answers: complete, honest about what is unknown, and always valid JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+
+from tests.expose import snapshots
+from vllm_agent.expose.json_view import (
+    ServerView,
+    agent_view,
+    encode,
+    history_view,
+    server_view,
+)
+from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
+from vllm_agent.lifecycle.server_life import Ending, Launch, Transition
+from vllm_agent.lifecycle.states import Phase, ServerState
+from vllm_agent.observations import Instant, Probe, ProbeCause, ProbeResult
+from vllm_agent.snapshot import ProbeStats
+from vllm_agent.store import History, LaunchRecord
+
+
+@given(snapshots.servers)
+def test_every_snapshot_is_valid_json_with_every_key(server) -> None:
+    view = json.loads(encode(server_view(server)), parse_constant=pytest.fail)
+
+    assert view.keys() == ServerView.__annotations__.keys()
+    assert set(view["restarts"]) == {"agent", "operator", "outside"}
+
+
+def test_a_crashed_server_tells_why_and_what_to_do() -> None:
+    view = server_view(snapshots.crashed_server())
+
+    assert view["state"] == "crashed"
+    assert view["reason"] == "unreachable"
+    assert view["advice"] == REASON_TEXT[Reason.UNREACHABLE].advice
+    assert view["crashes"] == {"unreachable": 2}
+    assert view["last_crash_timestamp_seconds"] == {"unreachable": 1_750_000_090.0}
+    assert view["restart_budget"] == {
+        "limit": 3,
+        "remaining": 0,
+        "window_seconds": 60.0,
+        "limit_reached": True,
+    }
+    assert view["last_ending"] == {
+        "launch": 2,
+        "timestamp_seconds": 1_750_000_090.0,
+        "state": "crashed",
+        "reason": "unreachable",
+        "rule": 7,
+        "evidence": [],
+        "exit_code": None,
+        "signal": None,
+    }
+    assert view["process_start_time_seconds"] is None
+
+
+def test_what_is_unknown_is_null() -> None:
+    view = dict(server_view(snapshots.fresh_server()))
+
+    unknown = (
+        *("reason", "advice", "sleeping", "model_name", "version", "process_start_time_seconds"),
+        *("last_ending", "last_check_timestamp_seconds", "maintenance_until_timestamp_seconds"),
+    )
+    assert {key: view[key] for key in unknown} == dict.fromkeys(unknown)
+
+
+def test_a_probe_without_a_result_has_neither_succeeded_nor_failed() -> None:
+    health = server_view(snapshots.fresh_server())["probes"]["health"]
+
+    assert (health["success"], health["cause"], health["requests"]) == (None, None, 0)
+
+
+def test_the_reason_that_the_last_agent_left_explains_nothing_before_the_first_look() -> None:
+    life = replace(snapshots.fresh_server().life, reason=Reason.UNREACHABLE)
+
+    view = server_view(snapshots.server(life=life))
+
+    assert (view["state"], view["reason"], view["advice"]) == ("unknown", None, None)
+
+
+def test_a_failure_without_a_reason_has_the_reason_unknown() -> None:
+    assert server_view(snapshots.server(life=snapshots.life(Phase.UNREADY)))["reason"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"),
+    [(None, (False, None)), (float("inf"), (True, None)), (1_750_001_900.0, (True, 1_750_001_900))],
+)
+def test_maintenance_without_an_end_is_told_without_infinity(until, expected) -> None:
+    life = snapshots.life(maintenance_until_unix_seconds=until)
+
+    view = server_view(snapshots.server(life=life))
+
+    assert (view["in_maintenance"], view["maintenance_until_timestamp_seconds"]) == expected
+    assert view["desired_up"] is not view["in_maintenance"]
+
+
+def test_a_start_time_behind_a_load_balancer_is_not_shown() -> None:
+    assert server_view(snapshots.server())["process_start_time_seconds"] == 1_749_999_000.0
+    balanced = snapshots.server(life=snapshots.life(is_load_balanced=True))
+    assert server_view(balanced)["process_start_time_seconds"] is None
+
+
+def test_a_probe_tells_its_last_result_and_its_counts() -> None:
+    failed = ProbeResult(Probe.MODELS, ProbeCause.HTTP_5XX, 0.0123456789, 500, "answered 500")
+    stats = ProbeStats(4, MappingProxyType({ProbeCause.HTTP_5XX: 1}), failed, 1_750_000_000.123456)
+
+    view = server_view(snapshots.server(probes=MappingProxyType({Probe.MODELS: stats})))
+
+    assert view["probes"] == {
+        "models": {
+            "success": False,
+            "cause": "http_5xx",
+            "detail": "answered 500",
+            "http_status": 500,
+            "duration_seconds": 0.012346,
+            "last_success_timestamp_seconds": 1_750_000_000.123,
+            "requests": 4,
+            "failures": {"http_5xx": 1},
+        }
+    }
+
+
+def test_names_that_utf8_cannot_express_do_not_cost_the_answer() -> None:
+    view = json.loads(encode(server_view(snapshots.server("a\ud800", model_name="é"))))
+
+    assert (view["name"], view["model_name"]) == ("a?", "é")
+
+
+def test_the_agent_tells_its_collectors() -> None:
+    view = agent_view(snapshots.agent(is_ready=False))
+
+    assert view["ready"] is False
+    assert view["started_timestamp_seconds"] == 1_750_000_000.0
+    assert view["collectors"] == [
+        {"name": "probes", "up": True, "detail": ""},
+        {"name": "store", "up": False, "detail": ""},
+    ]
+
+
+def test_history_tells_transitions_and_launches_with_their_endings() -> None:
+    at = Instant(0.0, 1_750_000_000.5)
+    ending = Ending(1, at, ServerState.CRASHED, Reason.GPU_OOM, 2, ("its log says gpu_oom",), 1)
+    past = History(
+        (Transition(at, Phase.READY, Phase.LOST, Reason.UNREACHABLE, "refused", 1),),
+        (
+            LaunchRecord(Launch(2, None, at), None),
+            LaunchRecord(Launch(1, 1_749_999_000.0, at, has_served=True), ending),
+        ),
+    )
+
+    view = history_view("llama", past)
+
+    assert view["transitions"] == [
+        {
+            "timestamp_seconds": 1_750_000_000.5,
+            "from_state": "running",
+            "to_state": "failed",
+            "from_phase": "ready",
+            "to_phase": "lost",
+            "reason": "unreachable",
+            "detail": "refused",
+            "launch": 1,
+        }
+    ]
+    newest, oldest = view["launches"]
+    assert (newest["number"], newest["ending"]) == (2, None)
+    assert oldest["ending"] is not None
+    assert oldest["ending"]["evidence"] == ["its log says gpu_oom"]
+    assert oldest["ending"]["exit_code"] == 1

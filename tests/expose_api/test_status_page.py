@@ -1,0 +1,158 @@
+"""The status page: says what is wrong in words, runs nothing, and trusts nothing from outside."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from dataclasses import replace
+from hashlib import sha256
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+
+from tests.expose.snapshots import NOW, agent, agents, crashed_server, life, server
+from vllm_agent.expose.status_page import HEADERS, render
+from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
+from vllm_agent.lifecycle.states import PHASE_STATE, Phase
+from vllm_agent.snapshot import CollectorSnapshot
+
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: its text, tags and attributes; unbalanced tags fail the test."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if self._open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def links(self) -> list[str]:
+        return [str(attributes["href"]) for tag, attributes in self.tags if tag == "a"]
+
+
+def test_a_crashed_server_is_explained() -> None:
+    text = Page(render(agent(server(), crashed_server()), NOW)).text
+
+    for part in ("crashed", "unreachable", REASON_TEXT[Reason.UNREACHABLE].advice):
+        assert part in text
+    assert "2025-06-15 15:08:10 UTC" in text
+    assert "10 seconds ago" in text
+    assert "restart limit reached" in text
+    assert "0.27.1" in text
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_every_state_is_a_word_with_a_style_of_its_own(phase) -> None:
+    html = render(agent(server(life=life(phase))), NOW)
+
+    state = PHASE_STATE[phase]
+    assert f'<span class="state state-{state}">{state}</span>' in html
+    assert f".state-{state}" in html
+
+
+def test_without_servers_it_says_what_to_write() -> None:
+    text = Page(render(agent(), NOW)).text
+
+    assert "No server is configured." in text
+    assert "mode: external" in text
+    assert "vllm-agent --config.file=" in text
+
+
+def test_an_unready_agent_and_a_broken_collector_say_so() -> None:
+    store = CollectorSnapshot("store", is_up=False, detail="the disk is full")
+
+    text = Page(render(agent(is_ready=False, collectors=(store,)), NOW)).text
+
+    assert "Not ready" in text
+    assert "the disk is full" in text
+    assert "Not ready" not in Page(render(agent(), NOW)).text
+
+
+@pytest.mark.parametrize(
+    ("until", "said"), [(float("inf"), "in maintenance"), (NOW.unix_seconds + 90, "in 1 minute")]
+)
+def test_maintenance_and_sleep_are_shown(until, said) -> None:
+    changed = life(maintenance_until_unix_seconds=until, is_sleeping=True)
+
+    text = Page(render(agent(server(life=changed)), NOW)).text
+
+    assert said in text
+    assert "sleeping" in text
+
+
+def test_it_links_to_what_there_is() -> None:
+    links = Page(render(agent(server("a/b@8000")), NOW, "/custom/path")).links
+
+    assert {"custom/path", "api/v1/servers", "-/healthy", "-/ready"} <= set(links)
+    assert "api/v1/servers/a%2Fb%408000" in links
+    assert sum("/docs/" in link for link in links) == 2
+    assert not any(link.startswith("/") for link in links), "a proxy may serve it below a prefix"
+
+
+def test_it_reloads_itself_without_scripts_or_resources_from_elsewhere() -> None:
+    page = Page(render(agent(server()), NOW))
+
+    assert ("meta", {"http-equiv": "refresh", "content": "5"}) in page.tags
+    assert not {"script", "img", "link", "iframe", "form"} & {tag for tag, _ in page.tags}
+    assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
+    assert not [a for _, a in page.tags if "src" in a or "style" in a]
+
+
+def test_the_policy_allows_this_style_and_nothing_else() -> None:
+    styles = re.findall("<style>(.*?)</style>", render(agent(), NOW), re.DOTALL)
+    digest = b64encode(sha256(styles[0].encode()).digest()).decode()
+
+    policy = HEADERS["Content-Security-Policy"]
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert len(styles) == 1
+
+
+@given(agents)
+def test_whatever_a_server_says_stays_text(snapshot) -> None:
+    hostile = "<script>alert(1)</script>\"'&"
+    changed = replace(
+        snapshot,
+        servers=tuple(
+            replace(s, model_name=hostile, name=s.name + hostile, model_names=(hostile, "b"))
+            for s in snapshot.servers
+        ),
+    )
+
+    page = Page(render(changed, NOW))
+
+    assert "script" not in {tag for tag, _ in page.tags}
+
+
+async def test_the_page_is_served_with_its_headers(reader) -> None:
+    response = await reader.get("/")
+
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    assert 'href="custom"' in await response.text()
