@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dashboards.output import add_check_flag, write_or_check
-
 from alerts.output import generated_files, rules_text
 from alerts.rules import Site
+from dashboards.output import add_check_flag, write_or_check
 
 
 def main() -> int:

@@ -43,7 +43,12 @@ _BAR_INTERVAL = "5m"
 
 def generated_files() -> dict[Path, str]:
     """Every file of this package and the text that belongs into it."""
-    return {PATH: json.dumps(dashboard(), indent=2) + "\n"}
+    return {PATH: text()}
+
+
+def text() -> str:
+    """The dashboard's file."""
+    return json.dumps(dashboard(), indent=2) + "\n"
 
 
 def dashboard() -> Json:

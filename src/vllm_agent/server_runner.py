@@ -269,7 +269,8 @@ class ServerRunner:
         is_due = now.monotonic_seconds >= self._models_due_seconds
         try:
             look = await self._eyes.look(
-                ask_models=life.phase is not Phase.READY or is_due,
+                # While checks fail every look asks, so that a missing model can reach the threshold.
+                ask_models=is_due or life.phase is not Phase.READY or life.consecutive_failures > 0,
                 ask_version=self._version_launch is None,
             )
         except Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from yarl import URL
@@ -14,6 +15,9 @@ from vllm_agent.expose.http_api import MAX_BODY_BYTES
 from vllm_agent.lifecycle.states import Phase
 from vllm_agent.snapshot import CollectorSnapshot
 
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+
 READS = (
     *("/", "/custom", "/-/healthy", "/-/ready", "/api/v1/servers", "/api/v1/servers/llama"),
     *("/api/v1/servers/llama/history", "/api/v1/http_sd"),
@@ -21,12 +25,13 @@ READS = (
 MAINTENANCE = "/api/v1/servers/llama/maintenance"
 
 
-async def error_of(response):
+async def error_of(response: ClientResponse) -> dict[str, str]:
     body = await response.json()
     assert body.keys() == {"error"}
-    assert body["error"].keys() == {"code", "message", "hint"}
-    assert all(body["error"].values())
-    return body["error"]
+    error: dict[str, str] = body["error"]
+    assert error.keys() == {"code", "message", "hint"}
+    assert all(error.values())
+    return error
 
 
 @pytest.mark.parametrize("path", READS)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from dashboards.fleet import PATH
-
 from tests.pipeline.promql import with_variables
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+
 from alerts.output import REASONS_PATH, RULES_PATH, generated_files, rules_text
 from alerts.rules import Site, alert_rules
 from dashboards.fleet import UID
 from dashboards.output import stale_files
-
 from tests.pipeline.catalogue import METRIC_LABELS
 from tests.pipeline.promql import has_comparison, label_names, rate_arguments, selectors
 from vllm_agent.lifecycle.reasons import Reason

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+
 from alerts.rules import Site
 from dashboards.fleet import PATH as DASHBOARD_PATH
-
 from vllm_agent.config.flags import DEFAULT_PORT
 from vllm_agent.config.load import load
 

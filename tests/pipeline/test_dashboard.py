@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from dashboards.fleet import UID, generated_files
-from dashboards.output import stale_files, write_or_check
-from dashboards.states import STATE_STYLES
 from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
+from dashboards.fleet import UID, generated_files
+from dashboards.output import stale_files, write_or_check
+from dashboards.states import STATE_STYLES
 from tests.pipeline.boards import ALL_SELECTED, BOARD, PANELS, TARGETS, VARIABLES
 from tests.pipeline.catalogue import COUNTERS, METRIC_LABELS, TARGET_LABELS
 from tests.pipeline.promql import (

@@ -6,8 +6,8 @@ import math
 import re
 
 import pytest
-from dashboards.states import STATE_STYLES
 
+from dashboards.states import STATE_STYLES
 from tests.pipeline import scenario
 from tests.pipeline.boards import ALL_SELECTED, PANELS, TARGETS, VARIABLES, Target
 from tests.pipeline.processes import Prometheus

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from tests.runner.virtual_time import UNIX_START, VirtualLoop, run_virtually
+from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Memory, Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
 from vllm_agent.observations import MetricsFacts, Probe, ProbeCause, ProbeResult, ProbeRound
@@ -38,6 +39,7 @@ class FakeEyes:
     up: float | None = UNIX_START - 100
     cause: ProbeCause | None = None
     look_seconds: float = 0.0
+    models: tuple[str, ...] = ("tiny",)
     asked: list[tuple[float, bool, bool]] = field(default_factory=list)
     on_close: Callable[[float], None] | None = None
     holds: list[float] = field(default_factory=list)
@@ -67,7 +69,7 @@ class FakeEyes:
             started,
             now(),
             tuple(results),
-            model_names=("tiny",) if ask_models else None,
+            model_names=self.models if ask_models else None,
             metrics=MetricsFacts(up, None, ("tiny",)),
             version="0.32.0" if ask_version else None,
         )
@@ -131,7 +133,8 @@ async def watching(
 ) -> AsyncIterator[Scene]:
     eyes, recorder = eyes or FakeEyes(), recorder or FakeRecorder()
     published: list[ServerSnapshot] = []
-    watched = Watched("a", LifecycleMode.EXTERNAL, "http://a:8000", Policy(), INTERVAL)
+    policy = Policy(expected_model="tiny")
+    watched = Watched("a", LifecycleMode.EXTERNAL, "http://a:8000", policy, INTERVAL)
     runner = ServerRunner(
         watched,
         eyes=eyes,
@@ -177,6 +180,17 @@ def test_models_are_asked_once_a_minute_and_the_version_once_a_launch() -> None:
             await asyncio.sleep(145)
             assert sum(models for _, models, _ in scene.eyes.asked) == 3
             assert sum(version for _, _, version in scene.eyes.asked) == 1
+
+    run_virtually(main())
+
+
+def test_a_model_that_goes_missing_is_asked_for_until_the_verdict() -> None:
+    async def main() -> None:
+        async with watching() as scene:
+            scene.eyes.models = ("another",)
+            await asyncio.sleep(70 + 3 * INTERVAL)
+            life = scene.runner.snapshot.life
+            assert (life.state, life.reason) == (ServerState.FAILED, Reason.MODEL_MISSING)
 
     run_virtually(main())
 

@@ -51,12 +51,14 @@ class _Response:
     __slots__ = (
         "body",
         "has_begun",
-        "has_head",
         "head_bytes",
         "is_complete",
         "is_encoded",
         "is_framed",
+        "keeps_alive",
         "on_body",
+        "parser",
+        "status",
     )
 
     def __init__(self) -> None:
@@ -64,11 +66,13 @@ class _Response:
         # A list's own method: chunks of one byte must stay cheap.
         self.on_body = self.body.append
         self.head_bytes = 0
+        self.status: int | None = None
         self.has_begun = False
-        self.has_head = False
         self.is_complete = False
         self.is_encoded = False
         self.is_framed = False
+        self.keeps_alive = False
+        self.parser = httptools.HttpResponseParser(self)
 
     def on_message_begin(self) -> None:
         if self.has_begun:
@@ -85,10 +89,27 @@ class _Response:
                 self.is_encoded = value.strip().lower() != b"identity"
 
     def on_headers_complete(self) -> None:
-        self.has_head = True
+        self.status = self.parser.get_status_code()
+        # Only now: when the message is complete, the parser has forgotten its headers.
+        self.keeps_alive = self.parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
         self.is_complete = True
+
+    def feed(self, data: bytes) -> None:
+        """Parse `data`.
+
+        Raises:
+            ProbeError: it is not HTTP/1.
+        """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.keeps_alive = False
+        except httptools.HttpParserError:
+            self.keeps_alive = False
+            if not self.is_complete:
+                raise ProbeError(ProbeCause.BAD_BODY, _NOT_HTTP) from None
 
 
 class HttpConnection(asyncio.Protocol):
@@ -98,7 +119,6 @@ class HttpConnection(asyncio.Protocol):
         self._where = where
         self._budget = budget
         self._transport: asyncio.Transport | None = None
-        self._parser: httptools.HttpResponseParser | None = None
         self._response: _Response | None = None
         self._sink: Callable[[bytes], None] | None = None
         self._waiter: asyncio.Future[Answer] | None = None
@@ -118,8 +138,7 @@ class HttpConnection(asyncio.Protocol):
         """
         if self._transport is None or not self._is_reusable:
             raise ClosedWithoutAnswerError(ProbeCause.RESET, self._closed_detail())
-        self._response = _Response()
-        self._parser = httptools.HttpResponseParser(self._response)
+        self._response = response = _Response()
         self._sink = sink
         self._received_bytes = 0
         self._is_reusable = False
@@ -128,8 +147,9 @@ class HttpConnection(asyncio.Protocol):
         try:
             return await self._waiter
         finally:
-            # Parser and response hold each other.
-            self._waiter = self._parser = self._response = self._sink = None
+            self._waiter = self._response = self._sink = None
+            # They hold each other: this saves the garbage collector the work.
+            del response.parser
 
     def abort(self) -> None:
         """Close without waiting for the peer, as a hostile one would have us do."""
@@ -155,51 +175,48 @@ class HttpConnection(asyncio.Protocol):
             self._fail(error)
 
     def _advance(self, data: bytes) -> None:
-        response, parser, sink = self._response, self._parser, self._sink
-        if response is None or parser is None or sink is None:
+        response, sink = self._response, self._sink
+        if response is None or sink is None:
             return
         if self._budget.left < 0:
             raise ProbeError(ProbeCause.TOO_LARGE, "The server sent more than a look may cost.")
-        is_clean = _feed(parser, response, data)
-        head_bytes = response.head_bytes if response.has_head else self._received_bytes
+        response.feed(data)
+        status = response.status
+        head_bytes = self._received_bytes if status is None else response.head_bytes
         if head_bytes > MAX_HEAD_BYTES:
             detail = f"The headers of the answer are longer than {MAX_HEAD_BYTES} bytes."
             raise ProbeError(ProbeCause.TOO_LARGE, detail)
-        if not response.has_head:
+        if status is None:
             return
-        status = parser.get_status_code()
         is_wanted = status == HTTPStatus.OK and not response.is_encoded
         if is_wanted and response.body:
             sink(b"".join(response.body))
         response.body.clear()
         if response.is_complete or not is_wanted:
-            self._is_reusable = (
-                is_clean
-                and response.is_complete
-                and status >= HTTPStatus.OK
-                and parser.should_keep_alive()
-            )
+            # After a status below 200 the answer proper is still to come.
+            is_over = response.is_complete and status >= HTTPStatus.OK
+            self._is_reusable = is_over and response.keeps_alive
             self._succeed(Answer(status, response.is_encoded))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._transport = None
         self._is_reusable = False
-        response, parser = self._response, self._parser
-        if response is None or parser is None:
+        response = self._response
+        if response is None:
             return
         if isinstance(exc, ssl.SSLError):
             self._fail(connection_error(exc, self._where))
         elif not self._received_bytes:
             self._fail(ClosedWithoutAnswerError(ProbeCause.RESET, self._closed_detail()))
-        elif exc is not None or not response.has_head:
+        elif exc is not None or response.status is None:
             detail = f"{self._where} closed the connection in the middle of its answer."
             self._fail(ProbeError(ProbeCause.RESET, detail))
         elif response.is_framed:
             detail = f"{self._where} ended its answer before the length that it announced."
             self._fail(ProbeError(ProbeCause.BAD_BODY, detail))
         else:
-            self._succeed(Answer(parser.get_status_code(), response.is_encoded))
+            self._succeed(Answer(response.status, response.is_encoded))
 
     def _closed_detail(self) -> str:
         return f"{self._where} closed the connection without an answer."
@@ -212,20 +229,3 @@ class HttpConnection(asyncio.Protocol):
         self.abort()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
-
-
-def _feed(parser: httptools.HttpResponseParser, response: _Response, data: bytes) -> bool:
-    """Whether all of `data` belongs to the response.
-
-    Raises:
-        ProbeError: it is not HTTP/1.
-    """
-    try:
-        parser.feed_data(data)
-    except httptools.HttpParserUpgrade:
-        return False
-    except httptools.HttpParserError:
-        if response.is_complete:
-            return False
-        raise ProbeError(ProbeCause.BAD_BODY, _NOT_HTTP) from None
-    return True

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Target", "TlsOptions", "VllmHttp"]
 
 MAX_ROUND_BYTES: Final = 4 * 2**20
-"""What a server may send in one look: a /metrics page has 50 kB, or 1 MB with 16 engines."""
+"""What a server may send in one look: a /metrics page has about 50 kB per engine."""
 
 MAX_MODELS_BYTES: Final = 512 * 1024
 """/v1/models, which is parsed at once: over a thousand cards of 450 bytes."""
@@ -74,9 +74,9 @@ class VllmHttp:
                 if ask_version and look.has_time(deadline_seconds):
                     await look.ask_version()
         except TimeoutError:
-            look.fail(ProbeCause.TIMEOUT, look.timeout_detail())
+            look.record(ProbeCause.TIMEOUT, look.timeout_detail())
         except ProbeError as error:
-            look.fail(error.cause, error.detail)
+            look.record(error.cause, error.detail)
         finally:
             look.close()
         return ProbeRound(
@@ -137,7 +137,7 @@ class _Look:
         left_seconds = deadline_seconds - asyncio.get_running_loop().time()
         return left_seconds >= MIN_TIME_SHARE * self._target.timeout_seconds
 
-    def fail(self, cause: ProbeCause | None, detail: str, http_status: int | None = None) -> None:
+    def record(self, cause: ProbeCause | None, detail: str, http_status: int | None = None) -> None:
         """Record how the probe in progress ended."""
         if self._probe is not None:
             duration_seconds = self._clock().monotonic_seconds - self._asked_seconds
@@ -188,7 +188,7 @@ class _Look:
                 read()
             except BadBodyError as error:
                 cause, detail = ProbeCause.BAD_BODY, f"The answer to {self._path} {error}."
-        self.fail(cause, one_line(f"{detail} {remark}".strip()), answer.status)
+        self.record(cause, one_line(f"{detail} {remark}".strip()), answer.status)
 
     def _read_models(self, body: bytes, key: str | None) -> None:
         names = parse_model_names(body)

@@ -67,10 +67,8 @@ def _is_same_launch(life: ServerLife, start: float | None) -> bool:
     newest = life.newest_start_seconds
     if start is not None and newest is not None:
         return start <= newest + SAME_START_SECONDS
-    if life.launch is None:
-        # After a restart of the agent nothing but a start time can tell two launches apart.
-        return life.tally.launches > 0
-    return life.phase not in _DOWN_PHASES and not life.is_launch_over
+    is_known = life.tally.launches > 0
+    return is_known and life.phase_last_known not in _DOWN_PHASES and not life.is_launch_over
 
 
 def _continued(life: ServerLife, start: float | None, now: Instant) -> ServerLife:
@@ -98,15 +96,9 @@ def _unjudged_ending(life: ServerLife, now: Instant) -> Ending | None:
 
 
 def _needs_unit(life: ServerLife) -> bool:
-    if life.launch is None:
-        return life.remembered_phase in {Phase.CRASHED, Phase.LOST}
-    if not life.launch.has_served:
+    if life.launch is not None and not life.launch.has_served:
         return True
-    return (
-        life.is_launch_over
-        and life.last_ending is not None
-        and life.last_ending.state is ServerState.CRASHED
-    )
+    return life.launch_end is ServerState.CRASHED
 
 
 def _newest(one: float | None, other: float | None) -> float | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.state_time import StateTime
 from vllm_agent.lifecycle.states import PHASE_STATE, Initiator, Phase, ServerState
@@ -17,10 +18,13 @@ from vllm_agent.lifecycle.states import PHASE_STATE, Initiator, Phase, ServerSta
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vllm_agent.lifecycle.reasons import Reason
     from vllm_agent.observations import Instant
 
 _Key = TypeVar("_Key")
+
+_END_OF_PHASE: Final = MappingProxyType(
+    {Phase.ABSENT: ServerState.STOPPED, Phase.CRASHED: ServerState.CRASHED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +125,11 @@ class ServerLife:
 
     `entered` is when the state was entered, `phase_entered` when the finer phase was. `reason`
     explains a failed or crashed state, `detail` is its sentence. `running_since` is when the
-    launch that runs began to, without interruption. `newest_start_seconds` is the newest process
-    start ever seen here. `maintenance_until_unix_seconds` is infinite for a maintenance without
-    an end. `remembered_phase` is where the agent before this one left it, until the first look.
+    launch that runs began to, without interruption. `consecutive_failures` counts the looks since
+    the last that passed, `failing_looks` those of them since the last refusal. `is_proven` is
+    whether a look passed in full since its port last refused. `newest_start_seconds` is the newest
+    process start ever seen here. `maintenance_until_unix_seconds` is infinite for a maintenance
+    without an end. `remembered_phase` is where the agent before this one left it.
     """
 
     phase: Phase
@@ -134,6 +140,8 @@ class ServerLife:
     reason: Reason | None = None
     detail: str = ""
     consecutive_failures: int = 0
+    failing_looks: int = 0
+    is_proven: bool = False
     has_served: bool = False
     is_sleeping: bool | None = None
     launch: Launch | None = None
@@ -176,13 +184,25 @@ class ServerLife:
         return PHASE_STATE[self.phase]
 
     @property
+    def launch_end(self) -> ServerState | None:
+        """How the newest launch ended; None while it has not, or where nobody saw it."""
+        number = self.tally.launches if self.launch is None else self.launch.number
+        if self.last_ending is not None and self.last_ending.launch_number == number:
+            return self.last_ending.state
+        if self.launch is not None or self.remembered_phase is None:
+            return None
+        return _END_OF_PHASE.get(self.remembered_phase)
+
+    @property
     def is_launch_over(self) -> bool:
         """Whether the newest launch has a settled ending."""
-        return (
-            self.launch is not None
-            and self.last_ending is not None
-            and self.last_ending.launch_number == self.launch.number
-        )
+        return self.launch_end is not None
+
+    @property
+    def phase_last_known(self) -> Phase:
+        """The phase, or the one that the agent before this one left it in, until a look tells."""
+        is_unobserved = self.phase is Phase.UNOBSERVED
+        return (self.remembered_phase or self.phase) if is_unobserved else self.phase
 
     @property
     def is_desired(self) -> bool:
@@ -190,11 +210,20 @@ class ServerLife:
         return self.maintenance_until_unix_seconds is None
 
     @property
+    def _to_remember(self) -> tuple[Phase, Reason | None]:
+        # What has not served since the last launch ended must not be taken for that launch again.
+        if self.phase in {Phase.UNREADY, Phase.LOST} and self.launch_end is not None:
+            is_crash = self.launch_end is ServerState.CRASHED
+            return (Phase.CRASHED, Reason.UNREACHABLE) if is_crash else (Phase.ABSENT, None)
+        return self.phase_last_known, self.reason
+
+    @property
     def memory(self) -> Memory:
         """The part that outlives the agent."""
+        phase, reason = self._to_remember
         return Memory(
-            phase=self.remembered_phase or self.phase,
-            reason=self.reason,
+            phase=phase,
+            reason=reason,
             has_served=self.has_served,
             newest_start_seconds=self.newest_start_seconds,
             is_load_balanced=self.is_load_balanced,

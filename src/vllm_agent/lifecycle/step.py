@@ -130,18 +130,20 @@ def _guard(  # noqa: PLR0911 - one return per kind of event
 
 
 def _looked(life: ServerLife, look: ProbeRound, policy: Policy, now: Instant) -> _Guarded:
-    is_up = life.phase in _CONNECTED_PHASES and life.launch is not None
-    verdict = judge_look(look, expected_model=policy.expected_model, has_served=is_up)
+    verdict = judge_look(look, expected_model=policy.expected_model, has_served=life.is_proven)
     if look.metrics is not None:
         life = replace(life, is_sleeping=look.metrics.is_sleeping)
     if verdict.outcome is Outcome.PASSED:
+        if TRANSITIONS[life.phase, Trigger.PASSED] is not Phase.READY:
+            return _Guarded(life, Trigger.PASSED)
         start = look.metrics.process_start_time_seconds if look.metrics is not None else None
-        account = account_served(replace(life, consecutive_failures=0), start, now)
+        account = account_served(replace(life, consecutive_failures=0, failing_looks=0), start, now)
         return _served(account)
     life = replace(life, consecutive_failures=life.consecutive_failures + 1)
     if verdict.outcome is Outcome.REFUSED:
-        return _refused(life, verdict, now)
-    is_failed = life.consecutive_failures >= policy.failure_threshold
+        return _refused(replace(life, failing_looks=0), verdict, now)
+    life = replace(life, failing_looks=life.failing_looks + 1)
+    is_failed = life.failing_looks >= policy.failure_threshold
     return _Guarded(
         life,
         Trigger.FAILED if is_failed else Trigger.FAILING,
@@ -171,28 +173,30 @@ def _look_again_after_reset(life: ServerLife, look: ProbeRound) -> tuple[Effect,
 
 def _refused(life: ServerLife, verdict: CheckVerdict, now: Instant) -> _Guarded:
     detail = verdict.detail
-    if not life.is_desired:
-        return _Guarded(life, Trigger.QUIET, ending=_ending_in_maintenance(life, now))
     if life.phase is Phase.UNOBSERVED and life.remembered_phase is Phase.CRASHED:
         return _Guarded(life, Trigger.GONE, life.reason, "it was crashed before the agent started")
+    if not life.is_desired:
+        return _Guarded(life, Trigger.QUIET, ending=_ending_in_maintenance(life, now))
     if life.phase is Phase.UNOBSERVED and life.remembered_phase is Phase.LOST:
-        return _crashed_unseen(life, now, now)
-    if life.phase is Phase.LOST and now.since(life.phase_entered) >= CRASH_AFTER_SECONDS:
-        return _crashed_unseen(life, life.phase_entered, now)
+        return _gone(life, now, "it was lost before the agent started, and still refuses")
+    refused_seconds = now.since(life.phase_entered)
+    if life.phase is Phase.LOST and refused_seconds >= CRASH_AFTER_SECONDS:
+        detail = f"its port has refused connections for {refused_seconds:.0f} s"
+        return _gone(life, life.phase_entered, detail)
     served = life.has_served and life.phase is not Phase.UNOBSERVED
     return _Guarded(life, Trigger.LOST if served else Trigger.REFUSED, Reason.UNREACHABLE, detail)
 
 
 def _ending_in_maintenance(life: ServerLife, now: Instant) -> Ending | None:
-    if life.launch is None or life.is_launch_over:
+    is_gone = TRANSITIONS[life.phase, Trigger.QUIET] is Phase.ABSENT
+    if not is_gone or life.launch is None or life.is_launch_over:
         return None
     evidence = ("it was in maintenance",)
     return Ending(life.launch.number, now, ServerState.STOPPED, None, 1, evidence)
 
 
-def _crashed_unseen(life: ServerLife, at: Instant, now: Instant) -> _Guarded:
+def _gone(life: ServerLife, at: Instant, detail: str) -> _Guarded:
     """A crash of which only the refused port was seen."""
-    detail = f"its port has refused connections for {now.since(at):.0f} s"
     ending = None
     if not life.is_launch_over:
         ending = Ending(
@@ -225,7 +229,8 @@ def _settled(life: ServerLife, event: EndSettled, now: Instant) -> _Guarded:
         Trigger.ENDED_CRASHED if crashed else Trigger.ENDED_STOPPED,
         verdict.reason,
         "; ".join(verdict.evidence),
-        ending=ending,
+        # Settled once: what is told later of the same end is not counted again.
+        ending=None if life.is_launch_over else ending,
     )
 
 
@@ -266,7 +271,7 @@ def _entered(life: ServerLife, target: Phase, guarded: _Guarded, now: Instant) -
         reason=transition.reason,
         detail=transition.detail,
         running_since=now if target is Phase.READY else None,
-        remembered_phase=None,
+        is_proven=target is Phase.READY or (life.is_proven and target is Phase.UNREADY),
         tally=tally,
     )
     effects = (*guarded.effects, DropConnection()) if drops else guarded.effects

@@ -41,10 +41,10 @@ TRIGGER_MEANING: Final = MappingProxyType(
         Trigger.PASSED: "a check found everything in order",
         Trigger.FAILING: "a check failed, fewer in a row than the threshold",
         Trigger.FAILED: "as many checks in a row failed as the threshold says",
-        Trigger.REFUSED: "external: the port refuses, and it has not served before",
+        Trigger.REFUSED: "external: the port refuses, and this agent has not seen it serve",
         Trigger.LOST: "external: the port refuses, and it has served before",
         Trigger.GONE: "external: the port still refuses, long enough to call it a crash",
-        Trigger.QUIET: "external: the port refuses during maintenance, or after an unwatched end",
+        Trigger.QUIET: "external: the port refuses, and it is in maintenance",
         Trigger.UNREACHED: "its process listens, but no check ever reached it",
         Trigger.APPEARED: "a new process of it was seen",
         Trigger.STALLED: "its load made no progress for load_timeout",
@@ -59,7 +59,6 @@ TRIGGER_MEANING: Final = MappingProxyType(
 _P = Phase
 _ALL: Final = frozenset(Phase)
 _LEAVING: Final = frozenset({_P.ENDING, _P.OVERDUE})
-_GONE: Final = frozenset({_P.ABSENT, _P.CRASHED, _P.LOST})
 
 # (trigger, phases it moves, where to); every other phase stays as it is.
 _MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
@@ -70,7 +69,7 @@ _MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
     (Trigger.GONE, {_P.UNOBSERVED, _P.LOST}, _P.CRASHED),
     (Trigger.QUIET, {_P.UNOBSERVED, _P.READY, _P.UNREADY, _P.LOST}, _P.ABSENT),
     (Trigger.UNREACHED, {_P.UNOBSERVED, _P.LOADING}, _P.UNREACHED),
-    (Trigger.APPEARED, _GONE | _LEAVING | {_P.UNOBSERVED}, _P.LOADING),
+    (Trigger.APPEARED, _ALL, _P.LOADING),
     (Trigger.STALLED, {_P.LOADING}, _P.STALLED),
     (Trigger.PROGRESSED, {_P.STALLED}, _P.LOADING),
     (Trigger.END_BEGAN, ALIVE_PHASES - _LEAVING, _P.ENDING),

@@ -1,0 +1,1 @@
+"""The bars of the agent, measured beside its peers in one run; `python -m benchmarks`."""

@@ -1,0 +1,130 @@
+"""The rows of the table: what is measured, in which unit, and the bar it has to meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+FLAT_COST_RATIO: Final = 1.25
+"""Cost per server at 1,000 over that at 200 that still counts as flat: two windows on a shared
+machine differ by up to a fifth without any change in the program."""
+
+FLAT_MEMORY_MIB: Final = 1.0
+"""Growth that allocators and caches show in minutes; a leak of 1 % of a day's probes is more."""
+
+
+class Judged(StrEnum):
+    """Which number of a row is held against its bar."""
+
+    MEDIAN = "median"
+    P99 = "p99"
+    RATIO = "ratio"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The largest value that meets the bar; a ratio is ours over the peer's."""
+
+    limit: float
+    judged: Judged
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; without a bar it is shown for information."""
+
+    name: str
+    what: str
+    unit: str
+    bar: Bar | None
+
+
+START: Final = Row(
+    "start",
+    "process start to first complete scrape, 8 servers",
+    "s",
+    Bar(1.0, Judged.P99, "p99 <= 1 s"),
+)
+EXTERNAL_DEATH: Final = Row(
+    "external-death",
+    "SIGKILL of an external server to state failed on /metrics",
+    "ms",
+    Bar(100.0, Judged.P99, "p99 <= 100 ms"),
+)
+PROBE_CPU: Final = Row(
+    "probe-cpu",
+    "CPU per HTTP probe, 10 s interval, 1,000 servers",
+    "µs",
+    Bar(1 / 4, Judged.RATIO, "<= 1/4 of blackbox_exporter"),
+)
+SERIES_CPU: Final = Row(
+    "series-cpu",
+    "CPU of a scrape per exposed series, 8 servers, gzip",
+    "µs",
+    Bar(1 / 3, Judged.RATIO, "<= 1/3 of node_exporter"),
+)
+PAGE_8: Final = Row(
+    "page-8",
+    "/metrics of 8 servers, gzip",
+    "ms",
+    Bar(5.0, Judged.P99, "p99 <= 5 ms"),
+)
+MEMORY_8: Final = Row(
+    "memory-8",
+    "resident memory, 8 servers, after scrapes",
+    "MiB",
+    Bar(60.0, Judged.MEDIAN, "<= 60 MiB (stretch 50)"),
+)
+REST_CPU_8: Final = Row(
+    "rest-cpu-8",
+    "CPU at rest, 8 servers, scraped every 15 s",
+    "% of a core",
+    Bar(0.5, Judged.MEDIAN, "<= 0.5 %"),
+)
+FLEET_200_CPU: Final = Row(
+    "fleet-200-cpu",
+    "CPU with 200 servers, 10 s interval, scraped every 15 s",
+    "% of a core",
+    Bar(8.0, Judged.MEDIAN, "<= 8 %"),
+)
+FLEET_200_PAGE: Final = Row(
+    "fleet-200-page",
+    "/metrics of 200 servers, gzip",
+    "ms",
+    Bar(50.0, Judged.P99, "p99 <= 50 ms"),
+)
+FLEET_1000_CPU: Final = Row(
+    "fleet-1000-cpu",
+    "CPU per server, 1,000 servers over 200",
+    "times",
+    Bar(FLAT_COST_RATIO, Judged.MEDIAN, f"flat (<= {FLAT_COST_RATIO} times)"),
+)
+FLEET_1000_PAGE: Final = Row(
+    "fleet-1000-page",
+    "/metrics of 1,000 servers, gzip",
+    "ms",
+    None,
+)
+FLAT_MEMORY: Final = Row(
+    "flat-memory",
+    "growth of resident memory, 8 servers, 1 s interval",
+    "MiB",
+    Bar(FLAT_MEMORY_MIB, Judged.MEDIAN, f"<= {FLAT_MEMORY_MIB:g} MiB (a sign only)"),
+)
+
+ROWS: Final = (
+    START,
+    EXTERNAL_DEATH,
+    PROBE_CPU,
+    SERIES_CPU,
+    PAGE_8,
+    MEMORY_8,
+    REST_CPU_8,
+    FLEET_200_CPU,
+    FLEET_200_PAGE,
+    FLEET_1000_CPU,
+    FLEET_1000_PAGE,
+    FLAT_MEMORY,
+)

@@ -1,0 +1,155 @@
+"""Talks to the running agent: HTTP over its control socket, with the standard library only."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import quote
+
+from vllm_agent.cli.outcome import CommandError, NoAgentError
+from vllm_agent.cli.text import plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vllm_agent.expose.json_view import ErrorView
+
+SOCKET_NAME: Final = "control.sock"
+SERVERS_PATH: Final = "/api/v1/servers"
+
+ANSWER_SECONDS: Final = 15.0
+"""The longest wait for an answer: the agent itself gives up after 10 s."""
+
+Json: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the agent said; `etag` asks later whether it would still say the same."""
+
+    body: bytes
+    etag: str | None
+
+    @property
+    def json(self) -> Json:
+        """The body as a value."""
+        return json.loads(self.body)
+
+
+class _SocketConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(self.timeout)
+        try:
+            connection.connect(str(self._path))
+        except BaseException:
+            connection.close()
+            raise
+        self.sock = connection
+
+
+class AgentClient:
+    """The agent whose state directory is `state_dir`.
+
+    Every method raises `NoAgentError` where none runs there, and `CommandError` with what the
+    agent said for a request it did not serve.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / SOCKET_NAME
+        self._connection = _SocketConnection(self._path)
+
+    def read(self, path: str) -> Answer:
+        """What is at `path`: `SERVERS_PATH` or a `server_path`."""
+        return self._request("GET", path)[1]
+
+    def read_if_changed(self, path: str, etag: str | None) -> Answer | None:
+        """What is at `path`; None where it is what `etag` stands for."""
+        headers = {} if etag is None else {"If-None-Match": etag}
+        status, answer = self._request("GET", path, headers)
+        return None if status == HTTPStatus.NOT_MODIFIED else answer
+
+    def history(self, name: str, limit: int) -> Answer:
+        """The past of one server, its newest `limit` entries of each kind."""
+        return self._request("GET", f"{server_path(name)}/history?limit={limit}")[1]
+
+    def set_maintenance(self, name: str, *, is_on: bool, for_seconds: float | None) -> Answer:
+        """Begins or ends maintenance; the answer is the server as it is then."""
+        wish: dict[str, Json] = {"on": is_on}
+        if for_seconds is not None:
+            wish["for_seconds"] = for_seconds
+        body = json.dumps(wish).encode()
+        return self._request("POST", f"{server_path(name)}/maintenance", body=body)[1]
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> tuple[int, Answer]:
+        is_reused = self._connection.sock is not None
+        try:
+            status, answer = self._exchange(method, path, headers or {}, body)
+        except (ConnectionError, http.client.BadStatusLine) as error:
+            self._connection.close()
+            if not is_reused or method != "GET":
+                raise self._no_agent(error) from None
+            # The agent closed the kept connection, or another one took its place.
+            return self._request(method, path, headers, body)
+        except OSError as error:
+            self._connection.close()
+            raise self._no_agent(error) from None
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise CommandError(_error_text(answer))
+        return status, answer
+
+    def _exchange(
+        self, method: str, path: str, headers: dict[str, str], body: bytes | None
+    ) -> tuple[int, Answer]:
+        self._connection.request(method, path, body, headers)
+        response = self._connection.getresponse()
+        return response.status, Answer(response.read(), response.getheader("ETag"))
+
+    def _no_agent(self, error: Exception) -> CommandError:
+        match error:
+            case PermissionError():
+                return CommandError(
+                    f"not allowed to use {self._path}: run this as the agent's user, "
+                    "as a member of its group or as root"
+                )
+            case TimeoutError():
+                return CommandError(
+                    f"the agent at {self._path} did not answer within {ANSWER_SECONDS:g} s: "
+                    "look at its log"
+                )
+        if isinstance(error, OSError) and error.errno is None:
+            return CommandError(f"cannot use {self._path}: {error}; choose a shorter --state.dir")
+        return NoAgentError(
+            f"no agent is running: nothing answers on {self._path}; start one with "
+            "'vllm-agent run', or name its folder with --state.dir"
+        )
+
+
+def server_path(name: str) -> str:
+    """Where one server is. The API decodes once; a name may hold any character."""
+    return f"{SERVERS_PATH}/{quote(name, safe='')}"
+
+
+def _error_text(answer: Answer) -> str:
+    try:
+        view: ErrorView = answer.json
+        error = view["error"]
+        return plain(f"{error['message']}: {error['hint']}")
+    except (ValueError, KeyError, TypeError):
+        return "the agent gave an answer that is none: is it of another version?"

@@ -1,0 +1,29 @@
+"""`vllm-agent run`: the agent itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_agent.cli.configuration import describe, load_all
+from vllm_agent.cli.outcome import ExitCode
+from vllm_agent.config.flags import add_to
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds every flag of the agent."""
+    add_to(parser)
+
+
+def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Runs the agent until it is told to end, or only checks with --config.check."""
+    settings, config = load_all(arguments, environ)
+    if settings.config_check:
+        print(describe(config))
+        return ExitCode.DONE
+    from vllm_agent.agent import run  # noqa: PLC0415 - checking needs nothing of the agent
+
+    return run(settings, config)

@@ -1,0 +1,126 @@
+"""Everything about one server, as labelled lines of plain text. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_agent.cli.text import UNKNOWN, age_of, local_time, plain, shown
+from vllm_agent.config.duration import format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vllm_agent.expose.json_view import EndingView, ProbeView, ServerView
+
+
+@dataclass(frozen=True, slots=True)
+class DetailRow:
+    """One line; `state` is set where the line is about that state."""
+
+    label: str
+    text: str
+    state: str | None = None
+
+
+def detail_rows(server: ServerView, now_unix_seconds: float) -> list[DetailRow]:
+    """The lines, in the order of what matters first."""
+    return [
+        DetailRow("server", f"{plain(server['name'])} ({server['mode']})"),
+        DetailRow("url", plain(server["url"])),
+        *_condition(server, now_unix_seconds),
+        DetailRow("model", _models(server)),
+        DetailRow("version", shown(server["version"])),
+        *_launches(server),
+        *_last_ending(server["last_ending"]),
+        DetailRow("last check", _last_check(server, now_unix_seconds)),
+        *(_probe(name, probe) for name, probe in server["probes"].items()),
+    ]
+
+
+def _condition(server: ServerView, now: float) -> Iterator[DetailRow]:
+    state, entered = server["state"], server["state_entered_timestamp_seconds"]
+    asleep = ", sleeping" if server["sleeping"] else ""
+    since = f"{state}{asleep} for {age_of(entered, now)}, since {local_time(entered)}"
+    yield DetailRow("state", since, state)
+    if server["reason"]:
+        yield DetailRow("reason", server["reason"])
+    if server["detail"]:
+        yield DetailRow("detail", plain(server["detail"]))
+    if server["advice"]:
+        yield DetailRow("advice", server["advice"])
+    if server["in_maintenance"]:
+        until = server["maintenance_until_timestamp_seconds"]
+        end = "until it is switched off" if until is None else f"until {local_time(until)}"
+        yield DetailRow("maintenance", end)
+
+
+def _models(server: ServerView) -> str:
+    others = [name for name in server["model_names"] if name != server["model_name"]]
+    also = f", also {', '.join(map(plain, others))}" if others else ""
+    return shown(server["model_name"]) + also
+
+
+def _launches(server: ServerView) -> Iterator[DetailRow]:
+    start = server["process_start_time_seconds"]
+    process = "" if start is None else f", the newest process started at {local_time(start)}"
+    yield DetailRow("launches", f"{server['launches']}{process}")
+    yield DetailRow("restarts", _counts(server["restarts"]))
+    newest = server["last_crash_timestamp_seconds"]
+    crashes = [
+        f"{count} {reason} (last {local_time(newest.get(reason))})"
+        for reason, count in server["crashes"].items()
+    ]
+    yield DetailRow("crashes", ", ".join(crashes) or "0")
+    budget = server["restart_budget"]
+    window = budget["window_seconds"]
+    per = "" if window is None else f", full again after {format_duration(window)} of running"
+    reached = "LIMIT REACHED, " if budget["limit_reached"] else ""
+    yield DetailRow(
+        "budget", f"{reached}{budget['remaining']} of {budget['limit']} restarts left{per}"
+    )
+
+
+def _last_ending(ending: EndingView | None) -> Iterator[DetailRow]:
+    if ending is None:
+        return
+    parts = [f"launch {ending['launch']} {ending['state']}"]
+    if ending["reason"]:
+        parts.append(ending["reason"])
+    if ending["exit_code"] is not None:
+        parts.append(f"exit code {ending['exit_code']}")
+    if ending["signal"] is not None:
+        parts.append(f"signal {ending['signal']}")
+    parts.append(f"at {local_time(ending['timestamp_seconds'])}")
+    yield DetailRow("last ending", ", ".join(parts), ending["state"])
+    for fact in ending["evidence"]:
+        yield DetailRow("evidence", plain(fact))
+
+
+def _last_check(server: ServerView, now: float) -> str:
+    at = server["last_check_timestamp_seconds"]
+    if at is None:
+        return "none yet"
+    failures = server["consecutive_failures"]
+    failed = f", {failures} failed in a row" if failures else ""
+    return f"{age_of(at, now)} ago{failed}"
+
+
+def _probe(name: str, probe: ProbeView) -> DetailRow:
+    if probe["success"] is None:
+        return DetailRow(f"probe {name}", "no result yet")
+    parts = ["ok" if probe["success"] else f"failed: {probe['cause'] or UNKNOWN}"]
+    if probe["http_status"] is not None:
+        parts.append(f"HTTP {probe['http_status']}")
+    if probe["duration_seconds"] is not None:
+        parts.append(f"{probe['duration_seconds'] * 1_000:.1f} ms")
+    parts.append(f"{probe['requests']} sent")
+    if probe["failures"]:
+        parts.append(f"{sum(probe['failures'].values())} failed ({_counts(probe['failures'])})")
+    told = f"; {plain(probe['detail'])}" if probe["detail"] else ""
+    return DetailRow(f"probe {name}", ", ".join(parts) + told)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    told = [f"{count} {word}" for word, count in counts.items() if count]
+    return ", ".join(told) or "0"

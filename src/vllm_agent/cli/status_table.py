@@ -1,0 +1,70 @@
+"""What the table of servers says, as plain text; where it is drawn is no concern of this. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.cli.text import UNKNOWN, age_of, plain, shown
+from vllm_agent.lifecycle.states import ServerState
+
+if TYPE_CHECKING:
+    from vllm_agent.expose.json_view import ServersView, ServerView
+
+HEADINGS: Final = (
+    *("SERVER", "STATE", "SINCE", "MODEL", "VERSION"),
+    *("REASON", "RESTARTS", "CRASHES", "CHECKED", "URL"),
+)
+"""One word each, and no value has a space in it but a name that has: columns stay columns."""
+
+
+def table_row(server: ServerView, now_unix_seconds: float) -> tuple[str, ...]:
+    """One server, a cell for each of `HEADINGS`."""
+    return (
+        plain(server["name"]),
+        server["state"],
+        age_of(server["state_entered_timestamp_seconds"], now_unix_seconds),
+        shown(server["model_name"]),
+        shown(server["version"]),
+        server["reason"] or UNKNOWN,
+        str(sum(server["restarts"].values())),
+        str(sum(server["crashes"].values())),
+        age_of(server["last_check_timestamp_seconds"], now_unix_seconds),
+        plain(server["url"]),
+    )
+
+
+def remarks(server: ServerView) -> tuple[str, ...]:
+    """What is special about a server beyond its state and reason."""
+    told = {
+        "sleeping": bool(server["sleeping"]),
+        "maintenance": server["in_maintenance"],
+        "restart limit": server["restart_budget"]["limit_reached"],
+    }
+    return tuple(word for word, holds in told.items() if holds)
+
+
+def notices(view: ServersView) -> list[str]:
+    """Sentences on what the table cannot show: an agent that does not see everything."""
+    told = []
+    if not view["agent"]["ready"]:
+        told.append("the agent is still taking its first look at every server")
+    for source in view["agent"]["collectors"]:
+        if not source["up"]:
+            detail = f": {plain(source['detail'])}" if source["detail"] else ""
+            told.append(f"the agent's collector {plain(source['name'])} does not work{detail}")
+    if not view["servers"]:
+        told.append(
+            "no server is configured: write servers to a file and start the agent with "
+            "--config.file=FILE"
+        )
+    return told
+
+
+def summary(view: ServersView) -> str:
+    """The whole table in one line."""
+    counts = Counter(server["state"] for server in view["servers"])
+    states = [f"{counts[state]} {state}" for state in ServerState if counts[state]]
+    number = len(view["servers"])
+    servers = f"{number} server{'' if number == 1 else 's'}"
+    return f"vllm-agent {view['agent']['version']}: {', '.join((servers, *states))}"

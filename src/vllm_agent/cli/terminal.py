@@ -1,0 +1,138 @@
+"""Draws on a terminal. The one module that imports rich, and so is imported only when it draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from vllm_agent.cli.server_details import detail_rows
+from vllm_agent.cli.status_table import HEADINGS, remarks, summary, table_row
+from vllm_agent.cli.text import UNKNOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from vllm_agent.expose.json_view import ServersView, ServerView
+
+_STATE_STYLES: Final = {
+    "running": Style(color="green", bold=True),
+    "starting": Style(color="yellow", bold=True),
+    "stopping": Style(color="yellow", bold=True),
+    "failed": Style(color="red", bold=True),
+    "crashed": Style(color="red", bold=True, reverse=True),
+    "stopped": Style(dim=True),
+    "unknown": Style(dim=True),
+}
+_QUIET: Final = Style(dim=True)
+_GAP: Final = 2
+_DROPPED_FIRST: Final = ("URL", "CHECKED", "VERSION", "MODEL", "CRASHES", "RESTARTS")
+"""What a narrow terminal does without, in this order; `status SERVER` shows all of it."""
+
+_MIN_MODEL_WIDTH: Final = 14
+"""Enough to tell models apart; with less room the column goes."""
+
+_NUMBERS: Final = frozenset({"RESTARTS", "CRASHES"})
+
+
+def print_once(drawing: RenderableType) -> None:
+    """Draws, and is done."""
+    _console().print(drawing)
+
+
+def live() -> Live:
+    """A place to draw on again and again; the last drawing stays when it is left."""
+    return Live(console=_console(), auto_refresh=False)
+
+
+def servers_table(
+    view: ServersView, now_unix_seconds: float, notes: Sequence[str] = ()
+) -> RenderableType:
+    """Every server as a table that fits the terminal, below a line that sums it up."""
+    head = Text(summary(view), style=_QUIET)
+    if not view["servers"]:
+        return Group(head, *_notes(notes))
+    return Group(head, *_notes(notes), Text(), _table(view["servers"], now_unix_seconds))
+
+
+def server_grid(
+    server: ServerView, now_unix_seconds: float, notes: Sequence[str] = ()
+) -> RenderableType:
+    """One server in full."""
+    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    grid.add_column(style=_QUIET, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for row in detail_rows(server, now_unix_seconds):
+        text = Text(row.text)
+        if row.state is not None:
+            text.highlight_words([row.state], _STATE_STYLES.get(row.state, _QUIET))
+        grid.add_row(row.label, text)
+    return Group(*_notes(notes), grid)
+
+
+def _console() -> Console:
+    return Console(highlight=False, emoji=False)
+
+
+def _notes(notes: Sequence[str]) -> list[Text]:
+    return [Text(note, style=Style(color="yellow")) for note in notes]
+
+
+def _table(servers: list[ServerView], now: float) -> Table:
+    rows = [dict(zip(HEADINGS, _cells(server, now), strict=True)) for server in servers]
+    widths = {
+        heading: max(len(heading), *(Text(row[heading]).cell_len for row in rows))
+        for heading in HEADINGS
+    }
+    widths = fit(widths, _console().width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style=_QUIET)
+    for heading, width in widths.items():
+        table.add_column(
+            heading,
+            justify="right" if heading in _NUMBERS else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            max_width=width,
+        )
+    for row, server in zip(rows, servers, strict=True):
+        table.add_row(*(_styled(heading, row[heading], server["state"]) for heading in widths))
+    return table
+
+
+def fit(widths: dict[str, int], available: int) -> dict[str, int]:
+    """The columns that there is room for, and how wide each may be."""
+    widths = dict(widths)
+    for heading in _DROPPED_FIRST:
+        excess = _total(widths) - available
+        if excess <= 0:
+            break
+        if heading == "MODEL" and widths[heading] - excess >= _MIN_MODEL_WIDTH:
+            widths[heading] -= excess
+            break
+        del widths[heading]
+    return widths
+
+
+def _total(widths: dict[str, int]) -> int:
+    return sum(widths.values()) + _GAP * (len(widths) - 1)
+
+
+def _cells(server: ServerView, now: float) -> tuple[str, ...]:
+    cells = dict(zip(HEADINGS, table_row(server, now), strict=True))
+    # A model's folder or owner is the part that can be missed.
+    cells["MODEL"] = cells["MODEL"].rstrip("/").rpartition("/")[2] or cells["MODEL"]
+    reason = () if cells["REASON"] == UNKNOWN else (cells["REASON"],)
+    cells["REASON"] = ", ".join((*reason, *remarks(server))) or UNKNOWN
+    return tuple(cells.values())
+
+
+def _styled(heading: str, text: str, state: str) -> Text:
+    if heading == "STATE":
+        return Text(text, style=_STATE_STYLES.get(state, _QUIET))
+    return Text(text, style=_QUIET if text == UNKNOWN else "")

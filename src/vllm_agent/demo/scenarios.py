@@ -1,0 +1,229 @@
+"""The demonstration: stand-in vLLM servers that live, crash and come back under a real agent."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.config.flags import DEFAULT_PORT
+from vllm_agent.demo.launch import StandIn, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+READY_SECONDS: Final = 20.0
+"""An agent that is not ready by then never will be."""
+
+STOP_SECONDS: Final = 5.0
+"""More than the 2 s in which the agent ends."""
+
+DOWN_SECONDS: Final = 14.0
+"""Longer than the 10 s of refusals that make a crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a scenario plays: its port, the demo's end, and the log its servers write to."""
+
+    port: int
+    is_over: threading.Event
+    log: Path
+
+    def launch(self, *arguments: str) -> StandIn:
+        """Starts a server on this stage's port."""
+        return StandIn.start(*arguments, model="/models/demo", port=self.port, log=self.log)
+
+    def pause(self, seconds: float) -> bool:
+        """Waits; false when the demo is over."""
+        return not self.is_over.wait(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One server of the demo, what the viewer should see of it, and how it lives."""
+
+    name: str
+    story: str
+    play: Callable[[Stage], None]
+    extra: str = ""
+
+
+def _steady(stage: Stage) -> None:
+    with stage.launch("--load-seconds", "2"):
+        stage.is_over.wait()
+
+
+def _slow(stage: Stage) -> None:
+    with stage.launch("--load-seconds", "20"):
+        stage.is_over.wait()
+
+
+def _flaky(stage: Stage) -> None:
+    while not stage.is_over.is_set():
+        with stage.launch("--load-seconds", "1") as server:
+            if not stage.pause(12):
+                return
+            with contextlib.suppress(ProcessLookupError):
+                server.kill()
+            stage.pause(DOWN_SECONDS)
+
+
+def _doomed(stage: Stage) -> None:
+    with stage.launch("--load-seconds", "1", "--ending", "kill_engine", "--ending-after", "8"):
+        stage.is_over.wait()
+
+
+def _hung(stage: Stage) -> None:
+    with stage.launch("--load-seconds", "1") as server:
+        if stage.pause(10):
+            # A stopped process keeps its port: connections are accepted and nothing answers.
+            server.signal(signal.SIGSTOP)
+            stage.is_over.wait()
+
+
+def _impostor(stage: Stage) -> None:
+    with stage.launch("--load-seconds", "0", "--hostile", "garbage"):
+        stage.is_over.wait()
+
+
+def _other_model(stage: Stage) -> None:
+    with stage.launch("--load-seconds", "1", "--served-model-name", "qwen3-8b"):
+        stage.is_over.wait()
+
+
+def _absent(stage: Stage) -> None:
+    stage.is_over.wait()
+
+
+SCENARIOS: Final = (
+    Scenario("steady", "loads for 2 s and serves", _steady),
+    Scenario("slow", "loads for 20 s with its port closed, then serves", _slow),
+    Scenario("flaky", "is killed after 12 s and comes back, again and again", _flaky),
+    Scenario("doomed", "loses its engine after 8 s, exits 0 and stays away", _doomed),
+    Scenario("hung", "stops answering after 10 s", _hung),
+    Scenario("impostor", "speaks something that is not HTTP", _impostor),
+    Scenario("other-model", "serves another model than expected", _other_model, "model: llama"),
+    Scenario("absent", "is configured and was never started", _absent),
+)
+
+
+def run_demo(seconds: float | None = None) -> int:
+    """Plays until Ctrl-C, or for that many seconds; returns the exit code."""
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory(prefix="vllm-agent-demo-") as folder,
+    ):
+        return _run(Path(folder), seconds)
+    return 0
+
+
+def _run(folder: Path, seconds: float | None) -> int:
+    page_port = _page_port()
+    stages = {s.name: Stage(free_port(), threading.Event(), folder / s.name) for s in SCENARIOS}
+    config = folder / "vllm-agent.yml"
+    config.write_text(_config(stages), encoding="utf-8")
+    command = [sys.executable, "-m", "vllm_agent"]
+    state = f"--state.dir={folder / 'state'}"
+    listen = f"--web.listen-address=127.0.0.1:{page_port}"
+    with (folder / "agent.log").open("wb") as log:
+        agent = subprocess.Popen(  # noqa: S603 - our own program
+            [*command, "run", f"--config.file={config}", listen, state], stdout=log, stderr=log
+        )
+    try:
+        if not _is_ready(agent, page_port):
+            sys.stderr.write((folder / "agent.log").read_text(encoding="utf-8"))
+            return 1
+        _introduce(page_port)
+        with _played(stages):
+            _show([*command, "status", "--watch", state], seconds)
+    finally:
+        _end(agent)
+    return 0
+
+
+def _config(stages: dict[str, Stage]) -> str:
+    lines = ["servers:"]
+    for scenario in SCENARIOS:
+        lines += [
+            f"  - name: {scenario.name}",
+            "    mode: external",
+            f"    url: http://127.0.0.1:{stages[scenario.name].port}",
+            "    probe: {interval: 2s, timeout: 1s}",
+        ]
+        if scenario.extra:
+            lines.append(f"    {scenario.extra}")
+    return "\n".join(lines) + "\n"
+
+
+def _introduce(port: int) -> None:
+    width = max(len(s.name) for s in SCENARIOS)
+    told = "\n".join(f"  {s.name:{width}}  {s.story}" for s in SCENARIOS)
+    sys.stdout.write(f"{told}\n\npage: http://127.0.0.1:{port}/    Ctrl-C ends the demo\n\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _played(stages: dict[str, Stage]) -> Iterator[None]:
+    threads = [threading.Thread(target=s.play, args=(stages[s.name],)) for s in SCENARIOS]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for stage in stages.values():
+            stage.is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+def _show(watch: list[str], seconds: float | None) -> None:
+    """Shows the live table, which is the command `status --watch`."""
+    shown = subprocess.Popen(watch)  # noqa: S603 - our own program
+    try:
+        shown.wait(seconds)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        pass
+    finally:
+        _end(shown)
+
+
+def _is_ready(agent: subprocess.Popen[bytes], port: int) -> bool:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and agent.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        with contextlib.suppress(OSError):
+            connection.request("GET", "/-/ready")
+            if connection.getresponse().status == http.client.OK:
+                return True
+        connection.close()
+        time.sleep(0.05)
+    return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _page_port() -> int:
+    """The agent's own port where it is free, so that the page is where the docs say."""
+    try:
+        with socket.create_server(("127.0.0.1", DEFAULT_PORT)):
+            return DEFAULT_PORT
+    except OSError:
+        return free_port()

@@ -1,0 +1,227 @@
+"""The command line: vLLM's own flags where they matter, and what to reproduce."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, field
+
+from vllm_agent.demo.standin.endings import ENDINGS
+from vllm_agent.demo.standin.failures import FAILURES
+from vllm_agent.demo.standin.faults import FAULTS, Fault
+from vllm_agent.demo.standin.timing import Timing
+
+# vLLM's own default when no model is named.
+_DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one stand-in server does. Times are seconds; `timing` is already scaled."""
+
+    model: str = _DEFAULT_MODEL
+    served_model_names: tuple[str, ...] = (_DEFAULT_MODEL,)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+    api_keys: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    max_model_len: int = 512
+    shutdown_timeout: float = 0.0
+    enforce_eager: bool = False
+    access_log: bool = True
+    silent_endpoints: frozenset[str] = frozenset()
+    workers: int = 1
+    api_servers: int = 1
+    engines: int = 1
+    load_seconds: float = 0.0
+    shards: int = 6
+    fail_load: str | None = None
+    hang_load: bool = False
+    swallow_sigterm_while_loading: bool = True
+    ignore_sigterm: bool = False
+    exit_code: int | None = None
+    ending: str | None = None
+    ending_after: float = 0.0
+    orphan_lifetime: float = 120.0
+    hang_after: float | None = None
+    fault_after: float = 0.0
+    health_status: int = 200
+    stop_answering: bool = False
+    sleeping: bool = False
+    wrong_model: bool = False
+    token_seconds: float = 0.02
+    faults: tuple[Fault, ...] = ()
+    timing: Timing = field(default_factory=Timing)
+    non_default_args: str = "{}"
+
+    @property
+    def several_processes(self) -> bool:
+        """Whether the main process only watches, and API servers of their own listen."""
+        return self.api_servers > 1
+
+    @property
+    def address(self) -> str:
+        """Where the server listens, as vLLM logs it."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        scheme = "https" if self.ssl_certfile else "http"
+        return f"{scheme}://{self.host}:{self.port}"
+
+
+def parse(arguments: list[str]) -> Options:
+    """Options from the command line.
+
+    `serve` and the model come first, as in `vllm serve MODEL`. Flags of vLLM that change
+    nothing here are accepted and ignored. Exits with status 2 on a wrong value.
+    """
+    rest = [_dashes(argument) for argument in arguments]
+    if rest[:1] == ["serve"]:
+        del rest[0]
+    tag = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    parser = _parser()
+    chosen, _ignored = parser.parse_known_args(rest)
+    if chosen.ending is not None:
+        needed = list(ENDINGS[chosen.ending].arguments)
+        chosen, _ignored = parser.parse_known_args([*rest, *needed])
+    if (chosen.ssl_certfile is None) != (chosen.ssl_keyfile is None):
+        parser.error("--ssl-certfile and --ssl-keyfile go together")
+    return _options(chosen, tag)
+
+
+def _options(chosen: argparse.Namespace, tag: str | None) -> Options:
+    values = vars(chosen)
+    model = tag or values.pop("model") or _DEFAULT_MODEL
+    values.pop("model", None)
+    names = values.pop("served_model_name") or [model]
+    engines = values.pop("data_parallel_size")
+    tensor_parallel = values.pop("tensor_parallel_size")
+    workers = values.pop("workers")
+    environment_key = os.environ.get("VLLM_API_KEY")
+    keys = values.pop("api_key") or ([environment_key] if environment_key else [])
+    shown = {"model_tag": model, "port": values["port"], "model": model}
+    if names != [model]:
+        shown["served_model_name"] = names
+    return Options(
+        model=model,
+        served_model_names=tuple(names),
+        api_keys=tuple(keys),
+        workers=tensor_parallel if workers is None else workers,
+        engines=engines,
+        # vLLM defaults to one API server for each data parallel engine.
+        api_servers=values.pop("api_server_count") or engines,
+        timing=Timing().divided_by(values.pop("speed")),
+        access_log=not values.pop("disable_uvicorn_access_log"),
+        silent_endpoints=_endpoints(values.pop("disable_access_log_for_endpoints")),
+        faults=tuple(values.pop("hostile")),
+        non_default_args=repr(shown),
+        **values,
+    )
+
+
+def _endpoints(text: str) -> frozenset[str]:
+    return frozenset(part for part in text.split(",") if part)
+
+
+def _dashes(argument: str) -> str:
+    """`--a_b=c` as `--a-b=c`: vLLM takes both."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_agent.demo.server",
+        usage="%(prog)s [serve] [MODEL] [options]",
+        description=(
+            "A stand-in for a vLLM 0.32 server: the same processes, port, log, HTTP and endings, "
+            "without a model. Other flags of vLLM are accepted and ignored. SIGUSR1 switches a "
+            "hang of the engine on and off."
+        ),
+        allow_abbrev=False,
+    )
+    _vllm_flags(parser.add_argument_group("vLLM's own flags"))
+    _load_flags(parser.add_argument_group("loading"))
+    _ending_flags(parser.add_argument_group("endings"))
+    _fault_flags(parser.add_argument_group("faults while serving"))
+    return parser
+
+
+def _vllm_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--model", help=f"model when none comes first (default {_DEFAULT_MODEL})")
+    add("--served-model-name", nargs="+", metavar="NAME", help="names in /v1/models")
+    add("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
+    add("--port", type=int, default=8000, help="port to bind (default %(default)s)")
+    add("--uds", metavar="PATH", help="unix socket instead of host and port")
+    add("--api-key", nargs="+", metavar="KEY", help="keys for /v1 (or VLLM_API_KEY)")
+    add("--ssl-certfile", metavar="FILE", help="serve https")
+    add("--ssl-keyfile", metavar="FILE", help="key of the certificate")
+    add("--max-model-len", type=int, default=512, metavar="N", help="shown in /v1/models")
+    add("--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="workers")
+    add("--data-parallel-size", "-dp", type=int, default=1, metavar="N", help="engines")
+    add("--api-server-count", "-asc", type=int, metavar="N", help="API servers (default: engines)")
+    add("--shutdown-timeout", type=float, default=0.0, metavar="S", help="drain before a stop")
+    add("--enforce-eager", action="store_true", help="no compile lines in the log")
+    add("--disable-uvicorn-access-log", action="store_true", help="no line for each request")
+    add("--disable-access-log-for-endpoints", default="", metavar="PATHS", help="comma separated")
+
+
+def _load_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--load-seconds", type=float, default=0.0, metavar="S", help="length of the load")
+    add("--shards", type=int, default=6, metavar="N", help="checkpoint shards")
+    add("--workers", type=int, metavar="N", help="worker processes; 0: inside EngineCore")
+    add("--fail-load", choices=sorted(FAILURES), metavar="REASON", help=", ".join(sorted(FAILURES)))
+    add("--hang-load", action="store_true", help="stop in the middle of the weights for ever")
+    group.add_argument(
+        "--ignore-sigterm-while-loading",
+        dest="swallow_sigterm_while_loading",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="swallow the first SIGTERM of a load, as vLLM does (default)",
+    )
+
+
+def _ending_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--ending", choices=ENDINGS, metavar="NAME", help=", ".join(ENDINGS))
+    add("--ending-after", type=float, default=0.0, metavar="S", help="seconds of serving before it")
+    add(
+        "--exit-code",
+        type=int,
+        metavar="N",
+        help="exit with N, at --ending-after if no ending is named",
+    )
+    add("--ignore-sigterm", action="store_true", help="never stop by SIGTERM or SIGINT")
+    add("--orphan-lifetime", type=float, default=120.0, metavar="S", help="engine without a parent")
+    add("--speed", type=_positive, default=1.0, metavar="X", help="divide every reproduced delay")
+
+
+def _fault_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--hang-after", type=float, metavar="S", help="the engine hangs, /health says 200")
+    add("--fault-after", type=float, default=0.0, metavar="S", help="delay of the faults below")
+    add("--health-status", type=int, default=200, metavar="N", help="status of /health")
+    add("--stop-answering", action="store_true", help="accept and never answer")
+    add("--sleeping", action="store_true", help="sleep level 1")
+    add("--wrong-model", action="store_true", help="serve another model than asked")
+    add("--token-seconds", type=float, default=0.02, metavar="S", help="time for each token")
+    add(
+        "--hostile",
+        action="append",
+        type=Fault.parse,
+        default=[],
+        metavar="MODE[:ARG][:/PATH]",
+        help=f"repeatable; {', '.join(FAULTS)}; redirect:URL and status:N take an argument",
+    )

@@ -1,0 +1,150 @@
+"""`VLLM::Worker`: loads shards, answers steps, and dies after its EngineCore."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_agent.demo.standin import process
+from vllm_agent.demo.standin.failures import FAILURES, Moment
+from vllm_agent.demo.standin.log import Log
+from vllm_agent.demo.standin.reactor import Reactor
+from vllm_agent.demo.standin.stages import stage_seconds
+
+if TYPE_CHECKING:
+    from vllm_agent.demo.standin.options import Options
+
+# What EngineCore and a worker say to each other, one byte each.
+LOAD, LOADED, FAILED, STEP, SHUT_DOWN = b"l", b"r", b"f", b"s", b"q"
+
+_NATURAL = re.compile(r"(\d+)")
+_SHARD_BAR = "Loading safetensors checkpoint shards: "
+
+
+def title(options: Options, engine: int, rank: int) -> str:
+    """The process title of a worker: parts for data and tensor parallelism only where > 1."""
+    parts = [f"DP{engine}"] if options.engines > 1 else []
+    if options.workers > 1:
+        parts.append(f"TP{rank}")
+    return "_".join(["VLLM::Worker", *parts])
+
+
+def run(options: Options, engine: int, rank: int, control: int) -> int:
+    """The life of a worker process; returns its exit status."""
+    name = title(options, engine, rank)
+    process.set_title(name)
+    process.die_slowly()
+    return _Worker(options, rank, control, Log(name.removeprefix("VLLM::"))).run()
+
+
+class _Worker:
+    def __init__(self, options: Options, rank: int, control: int, log: Log) -> None:
+        self._options = options
+        self._rank = rank
+        self._control = control
+        self._log = log
+        self._load_asked = False
+        self._reactor = Reactor()
+        self._reactor.on_readable(control, self._on_control)
+        self._reactor.on_signal([signal.SIGTERM, signal.SIGINT], self._on_term)
+        self._reactor.on_signal([signal.SIGSEGV], self._on_segv)
+
+    def run(self) -> int:
+        if self._reactor.run_until(lambda: self._load_asked):
+            failed = load_weights(self._options, self._rank, self._log, self._reactor)
+            if self._reactor.status is None:
+                os.write(self._control, FAILED if failed else LOADED)
+        return self._reactor.run()
+
+    def _on_control(self) -> None:
+        for byte in os.read(self._control, 1 << 12) or SHUT_DOWN:
+            if byte == STEP[0]:
+                os.write(self._control, STEP)
+            elif byte == LOAD[0]:
+                self._load_asked = True
+            else:
+                self._reactor.forget(self._control)
+                self._log.section("endings", "worker_orphaned")
+                self._tear_down()
+                return
+
+    def _on_term(self, _signum: int) -> None:
+        self._tear_down()
+
+    def _tear_down(self) -> None:
+        self._reactor.call_later(
+            self._options.timing.worker_teardown, lambda: self._reactor.stop(0)
+        )
+
+    def _on_segv(self, _signum: int) -> None:
+        process.freeze_and_die_by(signal.SIGSEGV, self._options.timing.core_dump)
+
+
+def load_weights(options: Options, rank: int, log: Log, reactor: Reactor) -> bool:
+    """Prints and takes the time of the weights; True when they fail to load.
+
+    Each shard of a real checkpoint directory is mapped in turn, as vLLM does, so that
+    /proc/PID/maps names the one that is being read.
+    """
+    if rank == 0:
+        log.section("load", "worker_init", model=options.model)
+    failure = FAILURES.get(options.fail_load or "")
+    shards = _checkpoint(options.model) or [None] * options.shards
+    seconds = stage_seconds(options, "weights")
+    began = time.monotonic()
+    for done, shard in enumerate(shards):
+        _bar(log, rank, done, len(shards), time.monotonic() - began)
+        middle = done >= len(shards) // 2
+        if middle and options.hang_load:
+            reactor.run()
+        if middle and failure is not None and failure.moment is Moment.WEIGHTS:
+            return True
+        if not _read_shard(shard, seconds / len(shards), reactor):
+            return True
+    _bar(log, rank, len(shards), len(shards), time.monotonic() - began)
+    if rank == 0:
+        log.bare("\n")
+        log.record(
+            "INFO",
+            "default_loader.py:501",
+            f"Loading weights took {time.monotonic() - began:.2f} seconds",
+        )
+    return False
+
+
+def _checkpoint(model: str) -> list[Path | None]:
+    """The shards of a model directory in natural order; empty for anything else."""
+    found = Path(model).glob("*.safetensors") if Path(model).is_dir() else ()
+    return [*sorted(found, key=lambda path: _NATURAL.split(path.name))]
+
+
+def _read_shard(shard: Path | None, seconds: float, reactor: Reactor) -> bool:
+    if shard is None:
+        return reactor.sleep(seconds)
+    with shard.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        return reactor.sleep(seconds)
+
+
+def _bar(log: Log, rank: int, done: int, total: int, elapsed: float) -> None:
+    if rank != 0:
+        return
+    if done == 0:
+        log.bare(f"{_SHARD_BAR}  0% Completed | 0/{total} [00:00<?, ?it/s]\n")
+        return
+    rate = done / max(elapsed, 1e-6)
+    speed = f"{rate:5.2f}it/s" if rate >= 1 else f"{1 / rate:5.2f}s/it"
+    left = _clock((total - done) / rate)
+    log.bare(
+        f"{_SHARD_BAR}{100 * done / total:3.0f}% Completed | {done}/{total} "
+        f"[{_clock(elapsed)}<{left}, {speed}]\n"
+    )
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds as tqdm writes them."""
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"

@@ -1,0 +1,201 @@
+"""Renders docs/lifecycle.md from the tables and constants that the agent decides by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tests.generated.markdown import code, table
+from vllm_agent.lifecycle.ending import EARLY_KILL_SECONDS
+from vllm_agent.lifecycle.launches import SAME_START_SECONDS
+from vllm_agent.lifecycle.pace import DOWN_SHARE, REFUSED_LOOK_SECONDS
+from vllm_agent.lifecycle.reasons import REASON_TEXT
+from vllm_agent.lifecycle.server_life import Policy
+from vllm_agent.lifecycle.states import PHASE_MEANING, PHASE_STATE, Phase, ServerState
+from vllm_agent.lifecycle.step import CRASH_AFTER_SECONDS, ENDING_SECONDS
+from vllm_agent.lifecycle.transitions import TRANSITIONS, TRIGGER_MEANING, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+STATE_MEANING: Final = {
+    ServerState.UNKNOWN: "Not looked at often enough to say, or it listens where the agent cannot "
+    "connect to (reason `unreachable`).",
+    ServerState.STARTING: "Its process is alive and has not served in this launch. Loading for a "
+    "long time is normal; loading without progress is not.",
+    ServerState.RUNNING: "It serves: /health answers 200 and the expected model is listed. "
+    "A sleeping server runs.",
+    ServerState.STOPPING: "Its end has begun and is not judged yet.",
+    ServerState.STOPPED: "It is not there, and that is no fault: never seen up, asked for, in "
+    "maintenance, or it ended while no agent watched.",
+    ServerState.FAILED: "It should serve and does not, and is not known to be gone. The reason "
+    "says why.",
+    ServerState.CRASHED: "It is gone and nobody asked. The reason is that of its ending.",
+}
+
+_ONLY_BY_URL: Final = frozenset({Trigger.REFUSED, Trigger.LOST, Trigger.GONE, Trigger.QUIET})
+_BY_URL: Final = _ONLY_BY_URL | {Trigger.PASSED, Trigger.FAILING, Trigger.FAILED}
+_BY_PROCESS: Final = frozenset(Trigger) - _ONLY_BY_URL
+
+_INTRODUCTION: Final = """\
+# The life of a server
+
+What the agent calls each server, why, and what moves it. Written by `make docs` from the tables
+that the agent decides by: this page cannot disagree with the program.
+
+A server is in exactly one **state**. Metrics, API, log and command line spell states as here.
+Inside, the agent works on finer **phases**; each phase belongs to one state.
+
+A server may be known *by URL* only (mode `external`: HTTP and nothing else), or the agent may
+also see *its processes*. This version watches by URL; states and phases of servers whose
+processes are seen are part of the same table."""
+
+_BY_URL_TEXT: Final = f"""\
+A server known by URL proves itself once: /health, /v1/models and /metrics have to answer as a
+vLLM's do. After that /health and /v1/models decide, since a busy server may be slow with its
+metrics. When its port has refused in between, whatever is there has to prove itself again.
+
+Failed checks are damped by `probe.failure_threshold` and one success recovers at once. A port
+that refuses after it served is not damped: it is `failed` (`unreachable`) at the first refusal,
+and `crashed` when it still refuses {CRASH_AFTER_SECONDS:.0f} s later. In maintenance a refusal
+is `stopped`."""
+
+_RESTARTS_TEXT: Final = f"""\
+By URL a restart is a `process_start_time_seconds` more than {SAME_START_SECONDS:.0f} s newer
+than every value seen before. When an older value comes back, a load balancer answers, and start
+times are no longer compared. A vLLM with several API servers does not tell a start time: there
+a restart is told by having seen it down.
+
+Each launch that follows a crash, or follows a launch that never served, uses one unit of the
+**restart budget** (`restart.max_restarts`). Loading refills nothing. The budget is full again
+after `restart.window` of uninterrupted running. The limit is reached when a launch needs a unit
+that is not there."""
+
+_ENDING_TEXT: Final = f"""\
+How the launch of a server whose processes are seen ended is judged once, from everything that
+was seen of it. The first rule that matches decides. Neither exit code 0 nor the order of events
+is evidence by itself: vLLM exits 0 when its engine dies, and its own stop kills the engine
+first.
+
+1. The agent stopped it, or it was in maintenance: `stopped`.
+2. A cause was seen: `crashed`. The OOM killer struck its cgroup and a process of it was killed
+   (`host_oom`); an XID on one of its GPUs (`gpu_fault`); a line of its log that names a cause,
+   unless a stop came first.
+3. A sign of a stop before any trouble: `stopped`. systemd or its log says so, or its main process
+   ended by SIGTERM or SIGINT (or with 143 or 130).
+4. Trouble: `crashed` (`engine_died`, or `api_server_died` when one of several API servers went
+   first). A part ended with an error or a signal other than TERM and KILL; a part was killed
+   {EARLY_KILL_SECONDS} s or more before the listener closed; a part was still alive when it
+   closed; or the log tells of an engine's death.
+5. The main process ended by another signal or was itself exiting when the listener closed
+   (`signal`), or ended with an error (`exit_nonzero`): `crashed`.
+6. Everything else was gone or on its way out when the listener closed: `stopped`.
+7. Nothing tells: `crashed` (`unknown`)."""
+
+
+def render() -> str:
+    """The whole page; it ends with one line end."""
+    sections = (
+        _INTRODUCTION,
+        "## States",
+        table(("state", "meaning"), [(code(s), STATE_MEANING[s]) for s in ServerState]),
+        "## Phases",
+        table(
+            ("phase", "state", "meaning"),
+            [(code(p), code(PHASE_STATE[p]), PHASE_MEANING[p]) for p in Phase],
+        ),
+        "## A server known by URL",
+        _BY_URL_TEXT,
+        _diagram(_BY_URL),
+        "## A server whose processes are seen",
+        _diagram(_BY_PROCESS),
+        "## Restarts",
+        _RESTARTS_TEXT,
+        "## How an end is judged",
+        _ENDING_TEXT,
+        "## Times",
+        _times(),
+        "## Triggers",
+        table(("trigger", "meaning"), [(code(t), TRIGGER_MEANING[t]) for t in Trigger]),
+        "## What leads where",
+        "A row is the trigger, a column the phase it meets; empty: nothing changes.",
+        _matrix(),
+        "## Reasons",
+        table(
+            ("reason", "meaning", "what to do"),
+            [(code(r), text.meaning, text.advice) for r, text in REASON_TEXT.items()],
+        ),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _diagram(triggers: frozenset[Trigger]) -> str:
+    """The cells of the table that move a server which only ever meets `triggers`."""
+    phases = _reachable(triggers)
+    labels: dict[tuple[Phase, Phase], list[Trigger]] = {}
+    for (phase, trigger), target in TRANSITIONS.items():
+        if target is not phase and phase in phases and trigger in triggers:
+            labels.setdefault((phase, target), []).append(trigger)
+    lines = ["stateDiagram-v2"]
+    lines += [f'    state "{p} ({PHASE_STATE[p]})" as {p}' for p in Phase if p in phases]
+    lines.append(f"    [*] --> {Phase.UNOBSERVED}")
+    lines += [
+        f"    {phase} --> {target}: {', '.join(names)}" for (phase, target), names in labels.items()
+    ]
+    return "\n".join(("```mermaid", *lines, "```"))
+
+
+def _reachable(triggers: Iterable[Trigger]) -> set[Phase]:
+    reached = {Phase.UNOBSERVED}
+    while following := {TRANSITIONS[p, t] for p in reached for t in triggers} - reached:
+        reached |= following
+    return reached
+
+
+def _matrix() -> str:
+    rows = []
+    for trigger in Trigger:
+        targets = [(phase, TRANSITIONS[phase, trigger]) for phase in Phase]
+        rows.append((code(trigger), *(code(to) if to is not at else "" for at, to in targets)))
+    return table(("", *map(code, Phase)), rows)
+
+
+def _times() -> str:
+    policy = Policy()
+    rows = [
+        (
+            code("probe.failure_threshold"),
+            f"{policy.failure_threshold} looks",
+            "failed checks in a row until it is `failed`",
+        ),
+        (
+            code("restart.max_restarts"),
+            f"{policy.max_restarts}",
+            "units of the restart budget",
+        ),
+        (
+            code("restart.window"),
+            f"{policy.restart_window_seconds:.0f} s",
+            "of uninterrupted running fill the budget again",
+        ),
+        (
+            "fixed",
+            f"{CRASH_AFTER_SECONDS:.0f} s",
+            "by URL: refusing this long after it served is a crash, dated by the first refusal",
+        ),
+        (
+            "fixed",
+            f"{ENDING_SECONDS:.0f} s",
+            "the longest that an end may take; then `failed` (`unresponsive`)",
+        ),
+        (
+            "fixed",
+            f"{REFUSED_LOOK_SECONDS:.0f} s",
+            "between looks at a port that has just begun to refuse",
+        ),
+        (
+            "fixed",
+            f"{DOWN_SHARE:.0%}",
+            "of the time it has been down passes until the next look, at most `probe.interval`",
+        ),
+    ]
+    return table(("setting", "default", "meaning"), rows)

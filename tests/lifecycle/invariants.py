@@ -1,0 +1,118 @@
+"""What holds after every step, whatever the event was. Every test of `step` goes through here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from vllm_agent.lifecycle.server_life import ServerLife
+from vllm_agent.lifecycle.states import PHASE_STATE, Phase, ServerState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_agent.lifecycle.server_life import Policy, Tally
+    from vllm_agent.lifecycle.step import Step
+    from vllm_agent.observations import Instant
+
+_Key = TypeVar("_Key")
+
+REASONED_STATES = {ServerState.FAILED, ServerState.CRASHED}
+
+
+def check_step(before: ServerLife, step: Step, policy: Policy, now: Instant) -> None:
+    """Raises AssertionError where the step from `before` broke a law."""
+    check_life(step.life, policy, now)
+    check_counters(before.tally, step.life.tally)
+    check_transition(before, step)
+    check_ending(before, step)
+    check_launch(before, step)
+
+
+def check_life(life: ServerLife, policy: Policy, now: Instant) -> None:
+    assert life.state is PHASE_STATE[life.phase]
+    assert life.phase_entered.since(life.entered) >= 0.0
+    assert now.since(life.phase_entered) >= 0.0
+    assert life.budget.limit == policy.max_restarts
+    assert 0 <= life.budget.remaining <= life.budget.limit
+    assert (life.running_since is not None) == (life.phase is Phase.READY)
+    assert sum(life.tally.restarts.values()) == max(0, life.tally.launches - 1)
+    if life.phase is Phase.READY:
+        assert life.launch is not None
+        assert life.launch.has_served
+        assert not life.is_launch_over
+        assert life.consecutive_failures < policy.failure_threshold
+    check_reason(life)
+    check_memory(life, policy, now)
+
+
+def check_reason(life: ServerLife) -> None:
+    """A reason exactly where one is owed; before the first look, the remembered one."""
+    if life.phase is Phase.UNOBSERVED:
+        assert life.remembered_phase is not None or life.reason is None
+    else:
+        is_owed = life.state in REASONED_STATES or life.phase is Phase.UNREACHED
+        assert (life.reason is not None) == is_owed
+
+
+def check_memory(life: ServerLife, policy: Policy, now: Instant) -> None:
+    """An agent that restarts twice in a row remembers what the first one did."""
+    assert ServerLife.begun(policy, life.memory, now).memory == life.memory
+
+
+def check_counters(before: Tally, after: Tally) -> None:
+    assert after.launches - before.launches in {0, 1}
+    assert growth(before.restarts, after.restarts) in {0, 1}
+    assert growth(before.crashes, after.crashes) in {0, 1}
+    assert growth(before.transitions, after.transitions) in {0, 1}
+
+
+def growth(before: Mapping[_Key, int], after: Mapping[_Key, int]) -> int:
+    """By how much the counters of a family grew together; none of them may shrink."""
+    assert all(after[key] >= count for key, count in before.items())
+    return sum(after.values()) - sum(before.values())
+
+
+def check_transition(before: ServerLife, step: Step) -> None:
+    moved = step.transition
+    counted = growth(before.tally.transitions, step.life.tally.transitions)
+    if moved is None:
+        assert step.life.phase is before.phase
+        assert step.life.entered == before.entered
+        assert counted == 0
+        return
+    assert (moved.from_phase, moved.to_phase) == (before.phase, step.life.phase)
+    assert before.phase is not step.life.phase
+    assert moved.is_change_of_state == (before.state is not step.life.state)
+    assert counted == moved.is_change_of_state
+    assert step.life.phase_entered == moved.at
+    assert step.life.entered == (moved.at if moved.is_change_of_state else before.entered)
+    assert moved.reason == step.life.reason
+
+
+def check_ending(before: ServerLife, step: Step) -> None:
+    ended = step.ending
+    is_crash = ended is not None and ended.state is ServerState.CRASHED
+    assert growth(before.tally.crashes, step.life.tally.crashes) == is_crash
+    if ended is not None:
+        assert ended.state in {ServerState.CRASHED, ServerState.STOPPED}
+        assert not before.is_launch_over, "an ending was settled twice"
+        assert step.life.last_ending == ended
+
+
+def check_launch(before: ServerLife, step: Step) -> None:
+    grew = step.life.tally.launches - before.tally.launches
+    assert (step.launch is not None) == bool(grew)
+    if step.launch is not None:
+        assert step.life.launch == step.launch
+        assert step.launch.number == step.life.tally.launches
+
+
+def check_state_time(life: ServerLife, elapsed_seconds: float) -> None:
+    """The seconds of all states are the time that passed; available ≤ desired ≤ all."""
+    spent = life.state_time
+    assert sum(spent.seconds.values()) == pytest.approx(elapsed_seconds, abs=1e-6)
+    assert 0 <= spent.available_seconds <= spent.desired_seconds + 1e-9
+    assert spent.desired_seconds <= elapsed_seconds + 1e-6
+    assert spent.available_seconds <= spent.seconds[ServerState.RUNNING] + 1e-9

@@ -1,0 +1,1 @@
+"""The stand-in vLLM against recordings of a real one."""
