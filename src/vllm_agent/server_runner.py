@@ -269,7 +269,7 @@ class ServerRunner:
         is_due = now.monotonic_seconds >= self._models_due_seconds
         try:
             look = await self._eyes.look(
-                # While checks fail every look asks, so that a missing model can reach the threshold.
+                # Every look asks while checks fail, so that a missing model reaches the threshold.
                 ask_models=is_due or life.phase is not Phase.READY or life.consecutive_failures > 0,
                 ask_version=self._version_launch is None,
             )
