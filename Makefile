@@ -50,7 +50,7 @@ bench: setup ## the bars, beside peers, as one table
 
 test-vllm: setup ## a real vLLM on the CPU, watched by URL (builds its environment once, cached)
 	$(PYTHON) tests/vllm/prepare.py
-	$(BIN)/python -m pytest tests/vllm
+	$(BIN)/python -m pytest tests/vllm -rP
 
 clean: ## removes the environment and caches of this checkout
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

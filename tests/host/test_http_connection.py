@@ -85,6 +85,29 @@ async def test_chunks_of_one_byte_are_passed_on_together():
     assert pieces == [b"x" * 10_000]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: a\r\nConnection: upgrade\r\n\r\n",
+    ],
+)
+async def test_answer_that_is_not_the_last_one_ends_the_connection(answer):
+    found, _, was_reusable = await exchange([answer])
+    assert found.status < 200
+    assert not was_reusable
+
+
+@pytest.mark.parametrize("head", ["200 OK\r\nContent-Encoding: gzip", "503 Dead", "307 Moved"])
+async def test_body_that_nobody_wants_is_dropped_and_not_waited_for(head):
+    answer = f"HTTP/1.1 {head}\r\nContent-Length: 9\r\n\r\nbody".encode()
+    found, body, was_reusable = await exchange([answer])
+    assert found.status == int(head[:3])
+    assert body == b""
+    assert not was_reusable
+
+
 async def test_more_than_the_budget_is_too_large_and_closes():
     with pytest.raises(ProbeError) as caught:
         await exchange([FRAMINGS["length"]], budget_bytes=50)

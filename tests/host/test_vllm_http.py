@@ -34,7 +34,7 @@ from tests.host.raw_server import (
 from vllm_agent.config.url import parse_server_url
 from vllm_agent.host import vllm_http
 from vllm_agent.host.clock import now
-from vllm_agent.host.dial import MAX_DETAIL_LENGTH, TlsOptions, connection_error
+from vllm_agent.host.dial import MAX_DETAIL_LENGTH, ProbeError, TlsOptions, connection_error
 from vllm_agent.host.http_connection import MAX_HEAD_BYTES
 from vllm_agent.host.vllm_answers import MAX_NAMES_LENGTH
 from vllm_agent.host.vllm_http import MAX_MODELS_BYTES, MAX_ROUND_BYTES, VllmHttp
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 PAGE = recorded_page("metrics-idle.txt")
 KEY = "canary-3f9c1d27"
+NOBODY = 65_534
 
 
 @dataclass(frozen=True)
@@ -260,13 +261,26 @@ async def test_missing_unix_socket_is_refused(tmp_path):
     assert "none.sock" in found.results[0].detail
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open every socket")
 async def test_unix_socket_without_permission_says_what_to_do(tmp_path):
     path = tmp_path / "vllm.sock"
     async with raw_socket_server(saying(ok()), path):
         path.chmod(0)
-        found = await look(replace(target(1), url=parse_server_url(f"unix://{path}")))
+        with _as_nobody():
+            found = await look(replace(target(1), url=parse_server_url(f"unix://{path}")))
     assert cause_of(found) is ProbeCause.RESET
+    assert "let the user of the agent" in found.results[0].detail
+
+
+@contextlib.contextmanager
+def _as_nobody():
+    """Root may open every socket; its rights come back with its user."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +301,13 @@ def test_error_of_the_system_becomes_a_cause(error, cause, words):
     found = connection_error(error, "http://gpu1:8000")
     assert found.cause is cause
     assert words in found.detail
+
+
+def test_detail_is_one_bounded_line():
+    error = ProbeError(ProbeCause.RESET, "a\r\n\x1b[31m\udc80" + "x" * 500)
+    assert error.detail.startswith("a???[31m?xxx")
+    assert len(error.detail) == MAX_DETAIL_LENGTH
+    assert ProbeError(ProbeCause.RESET, "x" * MAX_DETAIL_LENGTH).detail.endswith("x")
 
 
 @pytest.mark.parametrize(
@@ -338,10 +359,11 @@ async def test_server_that_never_stops_sending_costs_the_byte_budget():
     assert sent < 6 * MAX_ROUND_BYTES
 
 
-async def test_byte_budget_is_of_the_round_not_of_the_probe():
+@pytest.mark.parametrize("header", ["X: y", "Connection: close"])
+async def test_byte_budget_is_of_the_round_not_of_probe_or_connection(header):
     comment = b"# " + b"x" * 1000 + b"\n"
     filler = comment * (MAX_ROUND_BYTES * 3 // 5 // len(comment))
-    found = await look_at({"/health": ok(filler), "/metrics": ok(filler)}, metrics=True)
+    found = await look_at({"/health": ok(filler, header), "/metrics": ok(filler)}, metrics=True)
     assert cause_of(found, Probe.HEALTH) is None
     assert cause_of(found, Probe.METRICS) is ProbeCause.TOO_LARGE
 
@@ -461,6 +483,7 @@ class TestModels:
         result = found.result(Probe.MODELS)
         assert result is not None
         assert (result.cause, result.http_status) == (ProbeCause.HTTP_4XX, status)
+        assert "api_key_file" in result.detail
         assert found.model_names is None
 
     @pytest.mark.parametrize(
@@ -715,21 +738,41 @@ class TestNames:
             found = await look(self.named("two.test", port))
         assert found.results[0].is_success
 
-    async def test_name_is_refused_only_if_every_address_is(self, names, monkeypatch):
+    async def test_name_is_refused_if_every_address_is(self, names):
         names["two.test"] = ["127.0.0.2", "127.0.0.3"]
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         found = await look(self.named("two.test", port))
         assert cause_of(found) is ProbeCause.REFUSED
-        loop = asyncio.get_running_loop()
-        unreached = {"127.0.0.2": OSError(errno.EHOSTUNREACH, "No route to host")}
+
+    @pytest.mark.parametrize("addresses", [["192.0.2.1", "127.0.0.1"], ["127.0.0.1", "192.0.2.1"]])
+    async def test_name_with_one_unreached_address_is_not_refused(
+        self, names, monkeypatch, addresses
+    ):
+        names["two.test"] = addresses
+        unreached = OSError(errno.EHOSTUNREACH, "No route to host")
 
         async def connect(_, address, *__, **___):
-            raise unreached.get(address, ConnectionRefusedError())
+            raise unreached if address == "192.0.2.1" else ConnectionRefusedError
 
-        monkeypatch.setattr(loop, "create_connection", connect, raising=False)
-        found = await look(self.named("two.test", port))
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", connect)
+        found = await look(self.named("two.test"))
         assert cause_of(found) is ProbeCause.TIMEOUT
+
+    async def test_silent_address_leaves_its_share_of_time_to_the_next(self, names, monkeypatch):
+        names["two.test"] = ["192.0.2.1", "127.0.0.1"]
+        loop = asyncio.get_running_loop()
+        connect = loop.create_connection
+
+        async def connect_or_hang(factory, address, *arguments, **options):
+            if address == "192.0.2.1":
+                await asyncio.Event().wait()
+            return await connect(factory, address, *arguments, **options)
+
+        monkeypatch.setattr(loop, "create_connection", connect_or_hang)
+        async with raw_server(saying(ok())) as port:
+            found = await look(self.named("two.test", port, timeout_seconds=0.4))
+        assert found.results[0].is_success
 
     async def test_silent_name_server_is_dns_and_delays_no_other_name(self, names):
         slow = [f"slow{n}.test" for n in range(20)]
