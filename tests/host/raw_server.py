@@ -66,12 +66,17 @@ class _Talks:
             writer.close()
 
     async def end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        # Transports finish their close in the iterations that follow.
-        for _ in range(3):
-            await asyncio.sleep(0)
+        # A connection accepted just before the close begins its talk only now.
+        await asyncio.sleep(0)
+        while self._tasks:
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._tasks.difference_update(tasks)
+            # Transports finish their close in the iterations that follow.
+            for _ in range(3):
+                await asyncio.sleep(0)
 
 
 def saying(answer: bytes) -> Talk:

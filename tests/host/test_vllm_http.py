@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.host.raw_server import (
@@ -845,7 +845,8 @@ RESPONSES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+# A busy machine is no finding.
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(RESPONSES, min_size=1, max_size=4))
 def test_whatever_is_answered_a_look_gives_a_round(responses):
     async def talk(reader, writer):

@@ -99,10 +99,10 @@ async def _dial_socket(path: Path, protocol_factory: Callable[[], P]) -> P:
 
 async def _dial_host(target: Target, protocol_factory: Callable[[], P]) -> P:
     loop = asyncio.get_running_loop()
+    deadline = loop.time() + target.timeout_seconds
     host, port = target.url.host or "", target.url.port or 0
     options = _tls_arguments(target) if target.url.scheme == "https" else {}
     addresses = (host,) if is_address(host) else await _look_up(host, target.timeout_seconds)
-    deadline = loop.time() + target.timeout_seconds
     refusal = None
     for position, address in enumerate(addresses, start=1):
         share = (deadline - loop.time()) / (len(addresses) - position + 1)
@@ -132,7 +132,6 @@ async def _look_up(host: str, timeout_seconds: float) -> tuple[str, ...]:
     raise ProbeError(ProbeCause.DNS, f"The name {host} cannot be resolved: {reason}.")
 
 
-@functools.cache
 def is_address(host: str) -> bool:
     """Whether `host` is an IP address, which needs no lookup."""
     try:

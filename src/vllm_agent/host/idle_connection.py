@@ -94,9 +94,8 @@ class IdleConnection(asyncio.Protocol):
         """See asyncio.Protocol."""
         del exc
         self._transport = None
-        on_closed, self._on_closed = self._on_closed, None
-        if on_closed is not None and self._opened is not None:
-            on_closed(self._clock().since(self._opened))
+        if self._on_closed is not None and self._opened is not None:
+            self._on_closed(self._clock().since(self._opened))
 
 
 def _keep_alive(transport: asyncio.Transport) -> None:
