@@ -13,6 +13,7 @@ from hypothesis import given
 
 from tests.expose.snapshots import NOW, agent, agents, crashed_server, life, server
 from vllm_agent.expose.status_page import HEADERS, render
+from vllm_agent.expose.status_page.rows import moment
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.states import PHASE_STATE, Phase
 from vllm_agent.snapshot import CollectorSnapshot
@@ -138,7 +139,9 @@ def test_whatever_a_server_says_stays_text(snapshot) -> None:
     changed = replace(
         snapshot,
         servers=tuple(
-            replace(s, model_name=hostile, name=s.name + hostile, model_names=(hostile, "b"))
+            replace(
+                s, model_name=hostile, name=s.name + hostile, model_names=(hostile, f"b{hostile}")
+            )
             for s in snapshot.servers
         ),
     )
@@ -146,6 +149,11 @@ def test_whatever_a_server_says_stays_text(snapshot) -> None:
     page = Page(render(changed, NOW))
 
     assert "script" not in {tag for tag, _ in page.tags}
+
+
+@pytest.mark.parametrize("unix_seconds", [None, 1e300, float("nan"), -1e300])
+def test_a_time_that_no_calendar_has_is_unknown(unix_seconds) -> None:
+    assert "unknown" in moment(unix_seconds, NOW)
 
 
 async def test_the_page_is_served_with_its_headers(reader) -> None:

@@ -7,7 +7,7 @@ import json
 import socket
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from urllib.parse import quote
 
 from vllm_agent.cli.outcome import CommandError, NoAgentError
@@ -68,6 +68,12 @@ class AgentClient:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / SOCKET_NAME
         self._connection = _SocketConnection(self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     def read(self, path: str) -> Answer:
         """What is at `path`: `SERVERS_PATH` or a `server_path`."""

@@ -39,7 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the past as lines."""
-    answer = AgentClient(state_dir(arguments, environ)).history(arguments.server, arguments.limit)
+    with AgentClient(state_dir(arguments, environ)) as client:
+        answer = client.history(arguments.server, arguments.limit)
     if arguments.json:
         print(answer.body.decode(), end="")
         return ExitCode.DONE

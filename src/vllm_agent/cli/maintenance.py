@@ -42,8 +42,9 @@ def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if arguments.seconds is not None and arguments.seconds > MAX_SECONDS:
         longest = format_duration(MAX_SECONDS)
         raise UsageError(f"--for must be at most {longest}: leave it out for one without an end")
-    client = AgentClient(state_dir(arguments, environ))
-    answer = client.set_maintenance(arguments.server, is_on=is_on, for_seconds=arguments.seconds)
+    name, seconds = arguments.server, arguments.seconds
+    with AgentClient(state_dir(arguments, environ)) as client:
+        answer = client.set_maintenance(name, is_on=is_on, for_seconds=seconds)
     server: ServerView = answer.json
     print(f"{plain(server['name'])} {_what_holds(server)}")
     return ExitCode.DONE
@@ -51,7 +52,7 @@ def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _what_holds(server: ServerView) -> str:
     if not server["in_maintenance"]:
-        return "is not in maintenance: if it ends now, that is a crash"
+        return "is not in maintenance: an end counts as a crash"
     until = server["maintenance_until_timestamp_seconds"]
     end = "until it is switched off" if until is None else f"until {local_time(until)}"
-    return f"is in maintenance {end}: if it ends now, that is planned"
+    return f"is in maintenance {end}: an end counts as planned"

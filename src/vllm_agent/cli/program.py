@@ -78,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str], environ: Mapping[str, str]) -> int:
+    if argv[:1] == ["--version"]:
+        print(f"{_PROGRAM} {vllm_agent.__version__}")
+        return ExitCode.DONE
+    if argv[:1] in (["--help"], ["-h"]):
+        print(_overview())
+        return ExitCode.DONE
     position = _command_position(argv)
     if position is None:
-        if "--version" in argv:
-            print(f"{_PROGRAM} {vllm_agent.__version__}")
-            return ExitCode.DONE
-        if {"--help", "-h"} & set(argv):
-            print(_overview())
-            return ExitCode.DONE
         return _execute(_COMMANDS["run"], argv, environ)
     name = argv[position]
     if name not in _COMMANDS:

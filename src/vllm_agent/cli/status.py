@@ -38,13 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Shows what the agent says."""
-    client = AgentClient(state_dir(arguments, environ))
     path = SERVERS_PATH if arguments.server is None else server_path(arguments.server)
-    answer = client.read(path)
-    if arguments.watch:
-        from vllm_agent.cli.watch import watch  # noqa: PLC0415 - one look does without
+    with AgentClient(state_dir(arguments, environ)) as client:
+        answer = client.read(path)
+        if arguments.watch:
+            from vllm_agent.cli.watch import watch  # noqa: PLC0415 - one look does without
 
-        return watch(client, path, answer, as_json=arguments.json)
+            return watch(client, path, answer, as_json=arguments.json)
     if arguments.json:
         sys.stdout.write(answer.body.decode())
     elif arguments.server is None:

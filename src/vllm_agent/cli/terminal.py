@@ -115,7 +115,7 @@ def fit(widths: dict[str, int], available: int) -> dict[str, int]:
         if heading == "MODEL" and widths[heading] - excess >= _MIN_MODEL_WIDTH:
             widths[heading] -= excess
             break
-        del widths[heading]
+        widths.pop(heading, None)
     return widths
 
 

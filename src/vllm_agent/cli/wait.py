@@ -48,25 +48,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Asks until the server is in one of the states, or patience ends."""
-    client = AgentClient(state_dir(arguments, environ))
     name, states = arguments.server, arguments.states
-    deadline = time.monotonic() + arguments.timeout
-    answer = client.read(server_path(name))
+    with AgentClient(state_dir(arguments, environ)) as client:
+        server = _wait(client, server_path(name), states, arguments.timeout)
+    if server["state"] not in states:
+        raise TimedOutError(_still(server, states, arguments.timeout))
+    print(f"{plain(name)} is {server['state']}")
+    return ExitCode.DONE
+
+
+def _wait(
+    client: AgentClient, path: str, states: tuple[ServerState, ...], timeout_seconds: float
+) -> ServerView:
+    """The server as soon as it is in one of the states, or as it is when patience ends."""
+    deadline = time.monotonic() + timeout_seconds
+    answer = client.read(path)
     server: ServerView = answer.json
     while server["state"] not in states:
         rest = deadline - time.monotonic()
         if rest <= 0:
-            raise TimedOutError(_still(server, states, arguments.timeout))
+            break
         time.sleep(min(POLL_SECONDS, rest))
         try:
-            changed = client.read_if_changed(server_path(name), answer.etag)
+            changed = client.read_if_changed(path, answer.etag)
         except NoAgentError:
             # It may only be restarting; the timeout bounds this.
             continue
         if changed is not None:
             answer, server = changed, changed.json
-    print(f"{plain(name)} is {server['state']}")
-    return ExitCode.DONE
+    return server
 
 
 def _still(server: ServerView, states: tuple[ServerState, ...], timeout_seconds: float) -> str:

@@ -1,0 +1,58 @@
+"""A real control application on a unix socket, served from a thread, over a fake agent."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Self
+
+from aiohttp import web
+
+from tests.expose.snapshots import NOW
+from tests.expose_api.fake_agent import FakeAgent
+from vllm_agent.cli.agent_client import SOCKET_NAME
+from vllm_agent.expose.http_api import control_app
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class ServedAgent(FakeAgent):
+    """An agent that commands can talk to, until it is left; `answered` counts by status."""
+
+    def __init__(self, state_dir: Path) -> None:
+        super().__init__()
+        self.state_dir = state_dir
+        self.answered: Counter[int] = Counter()
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Event
+        self._thread: threading.Thread
+        self._is_up = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._is_up.clear()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._thread.start()
+        assert self._is_up.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        app = control_app(
+            self.current, lambda: NOW, self.history, self.metrics, "/metrics", self.maintenance
+        )
+        app.on_response_prepare.append(self._count)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.UnixSite(runner, str(self.state_dir / SOCKET_NAME)).start()
+        self._is_up.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def _count(self, _: web.Request, response: web.StreamResponse) -> None:
+        self.answered[response.status] += 1

@@ -1,0 +1,115 @@
+"""`status --watch`: what changes shows, what does not costs nothing, and Ctrl-C is a good end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+
+import pytest
+
+from tests.cli.pseudo_terminal import PseudoTerminal
+from tests.expose.snapshots import crashed_server, server
+
+
+def test_a_pipe_gets_a_line_per_change(served, program) -> None:
+    with program("status", "--watch") as watching:
+        first = [watching.stdout.readline() for _ in range(2)]
+        served.show(crashed_server(), crashed_server("llama"))
+        changed = watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        rest, err = watching.communicate()
+
+    assert "llama  running" in first[0]
+    assert "qwen  crashed  unreachable" in first[1]
+    assert "llama  crashed  unreachable" in changed
+    assert (watching.returncode, rest, err) == (0, "", "")
+
+
+def test_one_server_is_watched_alone(served, program) -> None:
+    with program("status", "llama", "--watch") as watching:
+        assert "llama  running" in watching.stdout.readline()
+        served.show(crashed_server("llama"), crashed_server("new"))
+        assert "llama  crashed" in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        assert watching.communicate()[0] == ""
+
+
+def test_json_is_a_line_per_change(served, program) -> None:
+    with program("status", "--watch", "--json") as watching:
+        before = json.loads(watching.stdout.readline())
+        served.show(crashed_server("llama"))
+        after = json.loads(watching.stdout.readline())
+        watching.send_signal(signal.SIGINT)
+        assert watching.communicate()[0] == ""
+
+    assert [s["state"] for s in before["servers"]] == ["running", "crashed"]
+    assert [s["state"] for s in after["servers"]] == ["crashed"]
+
+
+def test_an_unchanged_answer_is_not_sent_again(served, program) -> None:
+    with program("status", "--watch") as watching:
+        watching.stdout.readline()
+        while served.answered[304] < 2:
+            assert watching.poll() is None
+        watching.send_signal(signal.SIGINT)
+        watching.communicate()
+
+    assert served.answered[200] == 1
+
+
+def test_an_agent_that_goes_and_comes_back(served, program) -> None:
+    with program("status", "--watch") as watching:
+        first = [watching.stdout.readline() for _ in range(2)]
+        served.__exit__()
+        assert "no agent is running" in watching.stderr.readline()
+        served.show(crashed_server("llama"), crashed_server())
+        served.__enter__()
+        assert "llama  crashed" in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        watching.communicate()
+
+    assert len(first) == 2
+    assert watching.returncode == 0
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(served, program) -> None:
+    with program("status", "--watch") as watching:
+        watching.stdout.readline()
+        watching.stdout.close()
+        served.show(crashed_server("llama"))
+        assert watching.stderr.read() == ""
+
+    assert watching.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_terminal_is_redrawn_and_left_as_it_was(served, number) -> None:
+    command = ["status", "--watch", f"--state.dir={served.state_dir}"]
+
+    with PseudoTerminal(command, columns=80) as terminal:
+        terminal.read_until("1 running, 1 crashed")
+        served.show(crashed_server("llama"), crashed_server())
+        terminal.read_until("2 crashed")
+        terminal.signal(number)
+        shown = terminal.read_all()
+
+    assert terminal.returncode == 0
+    assert shown.raw.rindex("\x1b[?25h") > shown.raw.rindex("\x1b[?25l"), "the cursor is back"
+    assert "Traceback" not in shown.text
+
+
+def test_a_terminal_is_told_that_the_agent_is_gone(served) -> None:
+    command = ["status", "llama", "--watch", f"--state.dir={served.state_dir}"]
+
+    with PseudoTerminal(command, columns=120) as terminal:
+        terminal.read_until("probe metrics")
+        served.__exit__()
+        terminal.read_until("no agent is running")
+        served.show(replace(server(), version="9.9.9"))
+        served.__enter__()
+        terminal.read_until("9.9.9")
+        terminal.signal(signal.SIGINT)
+        terminal.read_all()
+
+    assert terminal.returncode == 0
