@@ -146,7 +146,7 @@ class _Agent:
 
     def _probes(self) -> CollectorSnapshot:
         looks = [r.last_look for r in self._runners.values() if r.last_look is not None]
-        newest = max(looks, key=lambda look: look.finished, default=None)
+        newest = max(looks, key=lambda look: look.finished.monotonic_seconds, default=None)
         faulty = sum(runner.is_faulty for runner in self._runners.values())
         return CollectorSnapshot(
             name="probes",
