@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 FIRST_LOOKS_AT_ONCE: Final = 64
 """First looks under way at a time: a thousand at once would time out by their own weight."""
 
+CONTROL_RETRY_SECONDS: Final = 30.0
+"""How often a control socket that could not be made is tried again, as the store does."""
+
 FAULT_PAUSE_SECONDS: Final = 5.0
 """Pause before a runner that ended by a fault of ours begins again."""
 
@@ -64,6 +67,7 @@ class _Agent:
         self._config = config
         self._runners: dict[str, ServerRunner] = {}
         self._left_out: Counter[str] = Counter()
+        self._control_retry: asyncio.Task[None] | None = None
         self._store: Store
         self._exposition: Exposition
 
@@ -91,10 +95,30 @@ class _Agent:
         telemetry_path = self._settings.telemetry_path
         metrics = self._exposition.handle
         control = control_app(current, now, history, metrics, telemetry_path, self._set_maintenance)
-        await web_server.serve_socket(self._settings.state_dir / "control.sock", control)
+        if not await self._serve_control(web_server, control):
+            again = self._serve_control_later(web_server, control)
+            self._control_retry = asyncio.create_task(again, name="control socket")
         readers: web.Application = read_app(current, now, history, metrics, telemetry_path)
         for address in await web_server.serve(self._settings.listen_addresses, readers):
             _LOGGER.info("listening", extra={"address": address, "version": __version__})
+
+    async def _serve_control(self, web_server: WebServer, control: web.Application) -> bool:
+        """Watching goes on without the socket: a read-only disk must not blind Prometheus."""
+        try:
+            await web_server.serve_socket(self._settings.state_dir / "control.sock", control)
+        except CannotListen as problem:
+            if self._control_retry is None:
+                text = "no control socket: status, history, wait and maintenance do not work"
+                _LOGGER.warning(text, extra={"detail": str(problem)})
+            return False
+        return True
+
+    async def _serve_control_later(self, web_server: WebServer, control: web.Application) -> None:
+        while True:
+            await asyncio.sleep(CONTROL_RETRY_SECONDS)
+            if await self._serve_control(web_server, control):
+                _LOGGER.info("the control socket is there again")
+                return
 
     def _build_runners(self, publication: Publication) -> None:
         first_looks = asyncio.Semaphore(FIRST_LOOKS_AT_ONCE)
@@ -120,9 +144,12 @@ class _Agent:
             await stop.wait()
         finally:
             _LOGGER.info("stopping")
-            for task in (*tasks, ready):
+            tasks.append(ready)
+            if self._control_retry is not None:
+                tasks.append(self._control_retry)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, ready, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _become_ready(self, publication: Publication) -> None:
         for runner in self._runners.values():

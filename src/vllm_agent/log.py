@@ -34,6 +34,9 @@ def set_up(level: str, form: str) -> None:
     root.setLevel(_LEVELS[level])
     # asyncio and aiohttp report at debug what only their own developers need.
     logging.getLogger("asyncio").setLevel(max(_LEVELS[level], logging.INFO))
+    # aiohttp logs a traceback for each request that is not HTTP: anybody could fill the disk. What
+    # goes wrong in our own answers is logged where they are made.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -156,6 +156,10 @@ class ServerRunner:
         self._memory = memory
         life = ServerLife.begun(self._watched.policy, memory, now)
         self._snapshot = replace(self._snapshot, life=life)
+        if memory is not None:
+            self._snapshot = replace(
+                self._snapshot, model_name=memory.model_name, version=memory.version
+            )
         self._publish(self._snapshot)
         try:
             async with self._first_looks:
@@ -212,7 +216,9 @@ class ServerRunner:
 
     async def _commit(self, snapshot: ServerSnapshot, result: Step) -> None:
         """Keeps, logs and publishes a change, in this order and only here."""
-        memory = result.life.memory
+        memory = replace(
+            result.life.memory, model_name=snapshot.model_name, version=snapshot.version
+        )
         if memory != self._memory or result.transition is not None:
             await self._recorder.commit(
                 self._watched.name, memory, result.transition, result.ending, result.launch

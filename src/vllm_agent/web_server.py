@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from vllm_agent.config.url import MAX_SOCKET_PATH_BYTES
 from vllm_agent.host.listeners import find_listener
 
 if TYPE_CHECKING:
@@ -57,12 +58,20 @@ class WebServer:
         return bound
 
     async def serve_socket(self, path: Path, app: web.Application) -> None:
-        """Serves `app` on the unix socket `path`; the state directory's lock makes it ours."""
-        runner = await self._runner(app)
+        """Serves `app` on the unix socket `path`; the state directory's lock makes it ours.
+
+        Raises:
+            CannotListen: the folder cannot be written, or the path is too long.
+        """
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            limit = f"longer than {MAX_SOCKET_PATH_BYTES} bytes"
+            raise CannotListen(f"cannot listen on {path}: {limit}; choose a shorter --state.dir")
         try:
-            await web.SockSite(runner, _bound_socket(path)).start()
+            listener = _bound_socket(path)
         except OSError as error:
             raise CannotListen(f"cannot listen on {path}: {error.strerror or error}") from error
+        runner = await self._runner(app)
+        await web.SockSite(runner, listener).start()
         self._socket_path = path
 
     async def close(self) -> None:
@@ -99,7 +108,9 @@ def _bound_socket(path: Path) -> socket.socket:
 
 
 async def _why(address: ListenAddress, error: OSError) -> str:
-    text = f"cannot listen on {address}: {os.strerror(error.errno) if error.errno else error}"
+    # The number in a failed name lookup is none of errno's.
+    is_lookup = isinstance(error, socket.gaierror) or not error.errno
+    text = f"cannot listen on {address}: {error if is_lookup else os.strerror(error.errno or 0)}"
     if error.errno != errno.EADDRINUSE:
         return text
     holder = await asyncio.to_thread(find_listener, address.port)

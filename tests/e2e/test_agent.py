@@ -80,6 +80,18 @@ def test_a_second_agent_on_the_same_state_directory_refuses(tmp_path: Path) -> N
         assert first.get("/-/healthy")[0] == 200
 
 
+def test_a_state_directory_that_cannot_be_does_not_stop_the_watching(tmp_path: Path) -> None:
+    """A file where the folder should be stands for every disk that cannot be written."""
+    with StandIn.start() as server:
+        agent = AgentProcess(tmp_path, external("a", server.url))
+        agent.state_dir.write_text("not a folder")
+        with agent:
+            agent.wait_state("a", "running")
+            assert agent.sample("collector_up", collector="store") == 0
+            assert agent.cli("status").returncode == 3
+            assert agent.log().count("no control socket") == 1
+
+
 def test_a_stand_in_dies_and_comes_back(tmp_path: Path) -> None:
     """Stopped → running → failed at once → crashed after 10 s → running, with one restart."""
     port = free_port()

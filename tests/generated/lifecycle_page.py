@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.generated.markdown import code, table
 from vllm_agent.lifecycle.ending import EARLY_KILL_SECONDS
-from vllm_agent.lifecycle.launches import SAME_START_SECONDS
+from vllm_agent.lifecycle.launches import CONFIRMING_LOOKS, SAME_START_SECONDS
 from vllm_agent.lifecycle.pace import DOWN_SHARE, REFUSED_LOOK_SECONDS
 from vllm_agent.lifecycle.reasons import REASON_TEXT
 from vllm_agent.lifecycle.server_life import Policy
@@ -57,12 +57,14 @@ metrics. When its port has refused in between, whatever is there has to prove it
 Failed checks are damped by `probe.failure_threshold` and one success recovers at once. A port
 that refuses after it served is not damped: it is `failed` (`unreachable`) at the first refusal,
 and `crashed` when it still refuses {CRASH_AFTER_SECONDS:.0f} s later. In maintenance a refusal
-is `stopped`."""
+is `stopped`. A server that is back sooner was restarted and did not crash: by URL nobody can tell
+a crash that is mended at once from a planned restart."""
 
 _RESTARTS_TEXT: Final = f"""\
 By URL a restart is a `process_start_time_seconds` more than {SAME_START_SECONDS:.0f} s newer
-than every value seen before. When an older value comes back, a load balancer answers, and start
-times are no longer compared. A vLLM with several API servers does not tell a start time: there
+than every value seen before. Where nothing failed in between, {CONFIRMING_LOOKS} looks in a row
+have to see it. When an older value comes back, a load balancer answers, and start times are no
+longer compared. A vLLM with several API servers does not tell a start time: there
 a restart is told by having seen it down.
 
 Each launch that follows a crash, or follows a launch that never served, uses one unit of the

@@ -12,7 +12,7 @@ from vllm_agent.lifecycle.states import PHASE_STATE, Phase, ServerState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vllm_agent.lifecycle.server_life import Policy, Tally
+    from vllm_agent.lifecycle.server_life import Policy, Tally, Transition
     from vllm_agent.lifecycle.step import Step
     from vllm_agent.observations import Instant
 
@@ -77,7 +77,10 @@ def growth(before: Mapping[_Key, int], after: Mapping[_Key, int]) -> int:
 def check_transition(before: ServerLife, step: Step) -> None:
     moved = step.transition
     counted = growth(before.tally.transitions, step.life.tally.transitions)
-    if moved is None:
+    if moved is not None and moved.is_note:
+        assert before.is_desired is not step.life.is_desired
+        assert "maintenance" in moved.detail
+    if moved is None or moved.is_note:
         assert step.life.phase is before.phase
         assert step.life.entered == before.entered
         assert counted == 0
@@ -87,8 +90,24 @@ def check_transition(before: ServerLife, step: Step) -> None:
     assert moved.is_change_of_state == (before.state is not step.life.state)
     assert counted == moved.is_change_of_state
     assert step.life.phase_entered == moved.at
-    assert step.life.entered == (moved.at if moved.is_change_of_state else before.entered)
+    check_entered(before, step, moved)
     assert moved.reason == step.life.reason
+
+
+def check_entered(before: ServerLife, step: Step, moved: Transition) -> None:
+    """A state is entered by its transition, or goes on from the agent before, never later."""
+    life, since = step.life, before.remembered_entered_unix_seconds
+    remembered = before.remembered_phase
+    if not moved.is_change_of_state:
+        assert life.entered == before.entered
+    elif before.phase is Phase.UNOBSERVED and remembered is not None and step.launch is None:
+        known = moved.at.unix_seconds
+        if since is not None and life.state is PHASE_STATE[remembered]:
+            known = min(since, known)
+        assert life.entered.monotonic_seconds == moved.at.monotonic_seconds
+        assert life.entered.unix_seconds == known
+    else:
+        assert life.entered == moved.at
 
 
 def check_ending(before: ServerLife, step: Step) -> None:

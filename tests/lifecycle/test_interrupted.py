@@ -60,7 +60,7 @@ STORIES: Final = (
     ),
     Story(
         "a restart nobody saw",
-        (SERVE, SERVE_NEWER, SERVE_NEWER),
+        (SERVE, SERVE_NEWER, SERVE_NEWER, SERVE_NEWER),
         Outcome("running", 2, 0, 3),
         {},
     ),

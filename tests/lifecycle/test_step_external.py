@@ -23,6 +23,7 @@ from vllm_agent.lifecycle.events import (
     KeepConnection,
     LookNow,
 )
+from vllm_agent.lifecycle.launches import CONFIRMING_LOOKS
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
@@ -52,7 +53,8 @@ def running() -> Scene:
 
 def restarted(scene: Scene, start_seconds: float | None) -> None:
     """Serves as a process that started then, without ever having been seen down."""
-    scene.wait(1.0).serve(start_seconds)
+    for _ in range(CONFIRMING_LOOKS):
+        scene.wait(1.0).serve(start_seconds)
 
 
 # First sight.
@@ -271,12 +273,14 @@ def test_a_list_of_models_that_is_withheld_is_no_evidence(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_where_the_list_is_withheld_the_name_comes_from_the_metrics(status: int) -> None:
+def test_where_the_list_is_withheld_a_name_in_the_metrics_is_no_evidence_either(
+    status: int,
+) -> None:
+    """They tell one of several served names; the expected one may be another."""
     scene = Scene(Policy(expected_model="huge"))
     for _ in range(3):
         scene.look(with_models(ProbeCause.HTTP_4XX, status))
-    assert scene.seen() == (FAILED, Reason.MODEL_MISSING)
-    assert scene.life.detail == "serves tiny, not huge"
+    assert scene.seen() == (RUNNING, None)
 
 
 def test_where_nobody_tells_the_name_it_is_taken_at_its_word() -> None:
@@ -446,6 +450,28 @@ def test_a_crash_then_a_newer_start_is_one_restart(running: Scene) -> None:
     running.wait(60.0).serve(STARTED + 70.0)
     assert (running.launches, running.restarts, running.crashes) == (2, 1, 1)
     assert running.steps[-1].ending is None
+
+
+def test_a_newer_start_time_counts_once_it_was_seen_often_enough(running: Scene) -> None:
+    for _ in range(CONFIRMING_LOOKS - 1):
+        running.serve(STARTED + 100.0)
+        assert running.launches == 1
+    running.serve(STARTED + 100.0)
+    assert running.launches == 2
+
+
+def test_a_newer_start_time_after_a_failed_look_counts_at_once(running: Scene) -> None:
+    running.fail(1)
+    running.serve(STARTED + 100.0)
+    assert running.launches == 2
+
+
+def test_two_servers_of_different_age_behind_one_address_are_no_restart(running: Scene) -> None:
+    for _ in range(10):
+        running.wait(10.0).serve(STARTED + 100.0)
+        running.wait(10.0).serve(STARTED)
+    assert running.life.is_load_balanced
+    assert (running.launches, running.restarts) == (1, 0)
 
 
 def test_an_older_start_time_means_a_load_balancer(running: Scene) -> None:
@@ -671,6 +697,17 @@ def test_a_crash_before_maintenance_stays_a_crash(running: Scene) -> None:
     assert running.crashes == 1
 
 
+def test_maintenance_is_noted_when_it_begins_and_however_it_ends(running: Scene) -> None:
+    notes = [running.maintain(60.0).transition, running.wait(61.0).tick().transition]
+    notes += [running.maintain(math.inf).transition, running.maintain(None).transition]
+    assert [note.detail for note in notes if note is not None] == [
+        "maintenance began, for 60 s",
+        "maintenance ended",
+        "maintenance began",
+        "maintenance ended",
+    ]
+
+
 def test_maintenance_ends_by_itself(running: Scene) -> None:
     running.maintain(60.0)
     running.wait(59.9).tick()
@@ -760,7 +797,8 @@ def test_flapping_refills_nothing(running: Scene) -> None:
 
 def test_a_restart_unseen_begins_the_window_again(running: Scene) -> None:
     crash_and_return(running, 1)
-    running.wait(50.0).serve(STARTED + 200.0)
+    running.wait(47.0)
+    restarted(running, STARTED + 200.0)
     running.wait(50.0).serve(STARTED + 200.0)
     assert running.life.budget.remaining == 2
     running.wait(10.0).serve(STARTED + 200.0)

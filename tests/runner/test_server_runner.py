@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from tests.runner.virtual_time import UNIX_START, VirtualLoop, run_virtually
+from vllm_agent.lifecycle.launches import CONFIRMING_LOOKS
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Memory, Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
@@ -70,7 +71,7 @@ class FakeEyes:
             now(),
             tuple(results),
             model_names=self.models if ask_models else None,
-            metrics=MetricsFacts(up, None, ("tiny",)),
+            metrics=MetricsFacts(up, None, self.models[:1]),
             version="0.32.0" if ask_version else None,
         )
 
@@ -201,7 +202,7 @@ def test_a_new_launch_is_asked_for_models_and_version_again() -> None:
             await asyncio.sleep(15)
             scene.eyes.up = UNIX_START + 15
             scene.eyes.asked.clear()
-            await asyncio.sleep(20.1)
+            await asyncio.sleep((CONFIRMING_LOOKS + 1) * INTERVAL)
             assert any(version for _, _, version in scene.eyes.asked)
             assert sum(models for _, models, _ in scene.eyes.asked) == 1
 
@@ -399,6 +400,49 @@ def test_a_crashed_server_stays_crashed_over_a_restart_of_the_agent() -> None:
             life = scene.runner.snapshot.life
             assert life.phase is Phase.CRASHED
             assert sum(life.tally.crashes.values()) == 1
+
+    run_virtually(main())
+
+
+def test_a_crash_looks_the_same_after_a_restart_of_the_agent() -> None:
+    async def main() -> None:
+        recorder = FakeRecorder()
+        async with watching(recorder=recorder) as scene:
+            scene.eyes.up = None
+            scene.eyes.close()
+            await asyncio.sleep(15)
+            before = scene.runner.snapshot
+        await asyncio.sleep(300)
+        async with watching(FakeEyes(up=None), recorder) as scene:
+            after = scene.runner.snapshot
+            assert after.life.entered.unix_seconds == before.life.entered.unix_seconds
+            assert after.life.last_ending == before.life.last_ending is not None
+            for snapshot in scene.published:
+                assert (snapshot.model_name, snapshot.version) == ("tiny", "0.32.0")
+
+    run_virtually(main())
+
+
+def test_running_goes_on_over_a_restart_of_the_agent() -> None:
+    async def main() -> None:
+        recorder = FakeRecorder()
+        async with watching(recorder=recorder) as scene:
+            before = scene.runner.snapshot
+        await asyncio.sleep(300)
+        async with watching(recorder=recorder) as scene:
+            after = scene.runner.snapshot
+            assert after.life.entered.unix_seconds == before.life.entered.unix_seconds
+
+    run_virtually(main())
+
+
+def test_a_new_name_of_the_model_is_committed_once() -> None:
+    async def main() -> None:
+        async with watching() as scene:
+            scene.eyes.models = ("tiny-2", "tiny")
+            scene.recorder.commits.clear()
+            await asyncio.sleep(145)
+            assert [c[0].model_name for c in scene.recorder.commits] == ["tiny-2"]
 
     run_virtually(main())
 

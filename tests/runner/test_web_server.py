@@ -71,3 +71,17 @@ async def test_a_socket_path_that_cannot_be_is_told(tmp_path):
     with pytest.raises(CannotListen, match="missing"):
         await server.serve_socket(tmp_path / "missing" / "control.sock", app())
     await server.close()
+
+
+async def test_a_socket_path_that_is_too_long_says_what_to_choose(tmp_path):
+    server = WebServer()
+    with pytest.raises(CannotListen, match="choose a shorter --state[.]dir"):
+        await server.serve_socket(tmp_path / ("x" * 108), app())
+    await server.close()
+
+
+async def test_a_name_that_does_not_resolve_is_told_in_words():
+    server = WebServer()
+    with pytest.raises(CannotListen, match=r"nosuch\.invalid:1: (?!Unknown error)"):
+        await server.serve([parse_listen_address("nosuch.invalid:1")], app())
+    await server.close()

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.store import values
 from vllm_agent.lifecycle.reasons import Reason
@@ -17,6 +18,7 @@ from vllm_agent.lifecycle.server_life import Tally
 from vllm_agent.lifecycle.states import Phase
 from vllm_agent.observations import Instant
 from vllm_agent.store import History, LaunchRecord, Store
+from vllm_agent.store.bounds import MAX_TEXT_BYTES
 from vllm_agent.store.database import Database
 
 
@@ -53,6 +55,23 @@ async def test_history_outlives_the_store_newest_first(open_store):
     assert await reopened.history("llama") == expected
     assert await reopened.last_launch("llama") == expected.launches[0]
     assert await reopened.history("qwen") == History()
+
+
+async def test_an_ending_without_a_launch_is_not_remembered(open_store):
+    store = await open_store()
+    await store.commit("llama", replace(values.memory(), last_ending=values.ending(7)))
+    await store.close()
+    assert await (await open_store()).recall("llama") == values.memory()
+
+
+async def test_a_name_of_any_length_and_with_any_characters_is_remembered(open_store):
+    store = await open_store()
+    hostile = replace(values.memory(), model_name="\udcff" + "\u20ac" * 100_000)
+    await store.commit("llama", hostile)
+    await store.close()
+    name = (await (await open_store()).recall("llama")).model_name
+    assert name.startswith("\\udcff\u20ac")
+    assert MAX_TEXT_BYTES - 3 < len(name.encode()) <= MAX_TEXT_BYTES
 
 
 async def test_history_is_limited(open_store):
@@ -214,9 +233,11 @@ async def test_close_writes_what_a_cancelled_commit_left(open_store):
     launch=values.launches,
     ending=values.endings,
     transition=values.transitions,
+    is_ending_last=st.booleans(),
 )
-def test_any_value_comes_back_as_it_was(memory, launch, ending, transition):
+def test_any_value_comes_back_as_it_was(memory, launch, ending, transition, is_ending_last):
     ending = replace(ending, launch_number=launch.number)
+    memory = replace(memory, last_ending=ending if is_ending_last else None)
 
     async def round_trip(state_dir: Path) -> None:
         store = await Store.open(state_dir, clock=values.Clock())

@@ -56,6 +56,13 @@ def _with_other_columns(path):
     connection.close()
 
 
+def _without_the_newest_columns(path):
+    with sqlite3.connect(path) as connection:
+        for column in ("entered_unix_seconds", "last_ending_launch", "model_name", "version"):
+            connection.execute(f"ALTER TABLE servers DROP COLUMN {column}")
+    connection.close()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -64,6 +71,7 @@ def _with_other_columns(path):
         _overwritten_in_the_middle,
         _of_another_program,
         _with_other_columns,
+        _without_the_newest_columns,
     ],
 )
 async def test_an_unusable_database_is_moved_aside_and_a_new_one_begun(

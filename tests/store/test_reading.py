@@ -75,6 +75,7 @@ async def test_unknown_words_in_history_are_counted_once(change):
     "statement",
     [
         "UPDATE servers SET budget_limit = 'many'",
+        "UPDATE servers SET entered_unix_seconds = 'long ago'",
         "UPDATE counters SET value = 'many' WHERE counter = 'launches'",
     ],
 )

@@ -49,6 +49,9 @@ def memory(launches: int = 1, phase: Phase = Phase.READY) -> Memory:
         is_load_balanced=False,
         budget=RestartBudget(limit=3, remaining=1),
         tally=tally(launches),
+        entered_unix_seconds=NOW - 2.5,
+        model_name="tiny",
+        version="0.32.0",
     )
 
 
@@ -116,6 +119,9 @@ memories = st.builds(
         last_crash_unix_seconds=_mappings(st.sampled_from(Reason), seconds),
     ),
     maintenance_until_unix_seconds=st.none() | seconds | st.just(float("inf")),
+    entered_unix_seconds=st.none() | seconds,
+    model_name=st.none() | texts,
+    version=st.none() | texts,
 )
 launches = st.builds(
     Launch,

@@ -30,8 +30,9 @@ _INTRODUCTION: Final = f"""\
 # Metrics
 
 The agent serves them at `/metrics`, in the Prometheus text format 0.0.4 or as OpenMetrics 1.0.0.
-What is unknown has no sample; it is never 0. Counters of launches, restarts, crashes and
-transitions continue after a restart of the agent; all others start at 0 with it.
+What is unknown has no sample; it is never 0, but for `vllm_agent_probe_success`, which is 0 until a
+probe succeeds. Counters of launches, restarts, crashes and transitions continue after a restart of
+the agent; all others start at 0 with it.
 
 From the start a server has every series of `vllm_agent_server_state`, `vllm_agent_load_stage`,
 `vllm_agent_server_restarts_total`, `vllm_agent_server_crashes_total` and

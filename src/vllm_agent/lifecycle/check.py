@@ -87,11 +87,8 @@ def _failed(result: ProbeResult | None) -> CheckVerdict:
 
 def _judge_models(look: ProbeRound, expected_model: str | None) -> CheckVerdict:
     names = look.model_names
-    is_withheld = names is None and look.result(Probe.MODELS) is not None
-    # Only instead of a withheld list: /metrics tells one of the names that a model is served by.
-    if is_withheld and look.metrics is not None and look.metrics.model_names:
-        names = look.metrics.model_names
     if names is None:
+        # Not asked, or withheld. /metrics does not tell either: it knows one name of several.
         return CheckVerdict(Outcome.PASSED)
     if not names:
         return CheckVerdict(Outcome.FAILED, Reason.MODEL_MISSING, "/v1/models lists no model")

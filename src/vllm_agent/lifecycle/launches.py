@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 SAME_START_SECONDS: Final = 1.0
 """Two start times this close are one: exporters round them, and no vLLM restarts that fast."""
 
+CONFIRMING_LOOKS: Final = 3
+"""Looks in a row that have to see a newer start time where nothing was seen to fail: a restart
+takes a vLLM longer than a look, so that is rather a load balancer with servers of several ages."""
+
 _DOWN_PHASES: Final = frozenset({Phase.LOST, Phase.ABSENT, Phase.CRASHED})
 
 
@@ -27,12 +31,24 @@ class LaunchAccount:
     ending: Ending | None = None
 
 
-def account_served(life: ServerLife, start_seconds: float | None, now: Instant) -> LaunchAccount:
-    """Books that the server serves, by a process started at `start_seconds` in unix time."""
+def account_served(
+    life: ServerLife, start_seconds: float | None, now: Instant, *, was_failing: bool
+) -> LaunchAccount:
+    """Books that the server serves, by a process started at `start_seconds` in unix time.
+
+    `was_failing` is whether the look before failed.
+    """
     life = _compare_starts(life, start_seconds)
     start = None if life.is_load_balanced else start_seconds
     if _is_same_launch(life, start):
-        return LaunchAccount(_continued(life, start, now))
+        return LaunchAccount(replace(_continued(life, start, now), unconfirmed_start=None))
+    if start is not None and life.phase is Phase.READY and not was_failing:
+        known, looks = life.unconfirmed_start or (start, 0)
+        looks = looks + 1 if abs(start - known) <= SAME_START_SECONDS else 1
+        if looks < CONFIRMING_LOOKS:
+            life = replace(_continued(life, None, now), unconfirmed_start=(start, looks))
+            return LaunchAccount(life)
+    life = replace(life, unconfirmed_start=None)
     return account_launch(life, start, now, has_served=True)
 
 
@@ -57,7 +73,8 @@ def account_launch(
 
 
 def _compare_starts(life: ServerLife, start: float | None) -> ServerLife:
-    newest = life.newest_start_seconds
+    unconfirmed = life.unconfirmed_start[0] if life.unconfirmed_start is not None else None
+    newest = _newest(life.newest_start_seconds, unconfirmed)
     if start is None or newest is None or start >= newest - SAME_START_SECONDS:
         return life
     return replace(life, is_load_balanced=True)
@@ -89,10 +106,16 @@ def _continued(life: ServerLife, start: float | None, now: Instant) -> ServerLif
 
 
 def _unjudged_ending(life: ServerLife, now: Instant) -> Ending | None:
-    if life.launch is None or life.is_launch_over:
+    number = life.tally.launches if life.launch is None else life.launch.number
+    if number == 0 or life.is_launch_over:
         return None
-    evidence = ("a newer launch serves; nobody saw how this one ended",)
-    return Ending(life.launch.number, now, ServerState.STOPPED, None, 0, evidence)
+    if life.phase is Phase.LOST:
+        evidence = "it was back too soon to tell a crash from a planned restart"
+    elif life.launch is None:
+        evidence = "it ended while no agent watched"
+    else:
+        evidence = "a newer launch serves, and nobody saw how this one ended"
+    return Ending(number, now, ServerState.STOPPED, None, 0, (evidence,))
 
 
 def _needs_unit(life: ServerLife) -> bool:

@@ -107,7 +107,11 @@ def _plus_one(counts: Mapping[_Key, int], key: _Key) -> Mapping[_Key, int]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What of a server outlives the agent."""
+    """What of a server outlives the agent.
+
+    `entered_unix_seconds` is when the state of `phase` was entered; None where that state was never
+    shown. `model_name` and `version` are the last ones known, by whoever looks at the server.
+    """
 
     phase: Phase
     reason: Reason | None
@@ -117,6 +121,10 @@ class Memory:
     budget: RestartBudget
     tally: Tally
     maintenance_until_unix_seconds: float | None = None
+    entered_unix_seconds: float | None = None
+    last_ending: Ending | None = None
+    model_name: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +136,10 @@ class ServerLife:
     launch that runs began to, without interruption. `consecutive_failures` counts the looks since
     the last that passed, `failing_looks` those of them since the last refusal. `is_proven` is
     whether a look passed in full since its port last refused. `newest_start_seconds` is the newest
-    process start ever seen here. `maintenance_until_unix_seconds` is infinite for a maintenance
-    without an end. `remembered_phase` is where the agent before this one left it.
+    process start ever seen here; `unconfirmed_start` is a newer one that does not count yet, and
+    the looks that saw it. `maintenance_until_unix_seconds` is infinite for a maintenance without
+    an end. `remembered_phase` is where the agent before this one left it,
+    `remembered_entered_unix_seconds` when its state began.
     """
 
     phase: Phase
@@ -147,11 +157,13 @@ class ServerLife:
     launch: Launch | None = None
     running_since: Instant | None = None
     newest_start_seconds: float | None = None
+    unconfirmed_start: tuple[float, int] | None = None
     is_load_balanced: bool = False
     last_ending: Ending | None = None
     tally: Tally = field(default_factory=Tally)
     maintenance_until_unix_seconds: float | None = None
     remembered_phase: Phase | None = None
+    remembered_entered_unix_seconds: float | None = None
 
     @classmethod
     def begun(cls, policy: Policy, memory: Memory | None, now: Instant) -> ServerLife:
@@ -175,7 +187,9 @@ class ServerLife:
             is_load_balanced=memory.is_load_balanced,
             tally=memory.tally,
             maintenance_until_unix_seconds=memory.maintenance_until_unix_seconds,
+            last_ending=memory.last_ending,
             remembered_phase=memory.phase,
+            remembered_entered_unix_seconds=memory.entered_unix_seconds,
         )
 
     @property
@@ -217,6 +231,12 @@ class ServerLife:
             return (Phase.CRASHED, Reason.UNREACHABLE) if is_crash else (Phase.ABSENT, None)
         return self.phase_last_known, self.reason
 
+    def _entered_unix_seconds(self, phase: Phase) -> float | None:
+        """When the state of `phase`, which is to be remembered, was entered."""
+        if self.phase is Phase.UNOBSERVED:
+            return self.remembered_entered_unix_seconds
+        return self.entered.unix_seconds if PHASE_STATE[phase] is self.state else None
+
     @property
     def memory(self) -> Memory:
         """The part that outlives the agent."""
@@ -230,6 +250,8 @@ class ServerLife:
             budget=self.budget,
             tally=self.tally,
             maintenance_until_unix_seconds=self.maintenance_until_unix_seconds,
+            entered_unix_seconds=self._entered_unix_seconds(phase),
+            last_ending=self.last_ending,
         )
 
 
@@ -253,6 +275,11 @@ class Transition:
     def to_state(self) -> ServerState:
         """The state after."""
         return PHASE_STATE[self.to_phase]
+
+    @property
+    def is_note(self) -> bool:
+        """Whether nothing moved: an entry of the history that only says something."""
+        return self.from_phase is self.to_phase
 
     @property
     def is_change_of_state(self) -> bool:

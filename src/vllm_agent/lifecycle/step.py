@@ -74,7 +74,10 @@ class _Guarded:
 def step(life: ServerLife, event: Event, policy: Policy, now: Instant) -> Step:
     """The successor of `life` after `event`."""
     guarded = _guard(_aged(life, policy, now), event, policy, now)
-    return _moved(guarded, now)
+    result = _moved(guarded, now)
+    if result.transition is None and result.life.is_desired is not life.is_desired:
+        return replace(result, transition=_maintenance_note(result.life, now))
+    return result
 
 
 def _aged(life: ServerLife, policy: Policy, now: Instant) -> ServerLife:
@@ -93,6 +96,19 @@ def _aged(life: ServerLife, policy: Policy, now: Instant) -> ServerLife:
             None if until is not None and until <= now.unix_seconds else until
         ),
     )
+
+
+def _maintenance_note(life: ServerLife, now: Instant) -> Transition:
+    """An entry of the history: no phase changes, but who reads it later has to know."""
+    until = life.maintenance_until_unix_seconds
+    if until is None:
+        detail = "maintenance ended"
+    elif until == float("inf"):
+        detail = "maintenance began"
+    else:
+        detail = f"maintenance began, for {until - now.unix_seconds:.0f} s"
+    number = life.launch.number if life.launch is not None else None
+    return Transition(now, life.phase, life.phase, None, detail, number)
 
 
 def _guard(  # noqa: PLR0911 - one return per kind of event
@@ -137,7 +153,9 @@ def _looked(life: ServerLife, look: ProbeRound, policy: Policy, now: Instant) ->
         if TRANSITIONS[life.phase, Trigger.PASSED] is not Phase.READY:
             return _Guarded(life, Trigger.PASSED)
         start = look.metrics.process_start_time_seconds if look.metrics is not None else None
-        account = account_served(replace(life, consecutive_failures=0, failing_looks=0), start, now)
+        was_failing = life.consecutive_failures > 0
+        life = replace(life, consecutive_failures=0, failing_looks=0)
+        account = account_served(life, start, now, was_failing=was_failing)
         return _served(account)
     life = replace(life, consecutive_failures=life.consecutive_failures + 1)
     if verdict.outcome is Outcome.REFUSED:
@@ -267,7 +285,7 @@ def _entered(life: ServerLife, target: Phase, guarded: _Guarded, now: Instant) -
         life,
         phase=target,
         phase_entered=now,
-        entered=now if transition.is_change_of_state else life.entered,
+        entered=_state_entered(life, target, guarded, now),
         reason=transition.reason,
         detail=transition.detail,
         running_since=now if target is Phase.READY else None,
@@ -276,6 +294,26 @@ def _entered(life: ServerLife, target: Phase, guarded: _Guarded, now: Instant) -
     )
     effects = (*guarded.effects, DropConnection()) if drops else guarded.effects
     return Step(life, effects, transition, guarded.launch, guarded.ending)
+
+
+def _state_entered(life: ServerLife, target: Phase, guarded: _Guarded, now: Instant) -> Instant:
+    """When the state of `target` was entered, maybe under the agent before this one.
+
+    The monotonic part is of this agent's time, for it cannot know another.
+    """
+    state, since = PHASE_STATE[target], life.remembered_entered_unix_seconds
+    if state is life.state:
+        return life.entered
+    is_as_remembered = (
+        life.phase is Phase.UNOBSERVED
+        and life.remembered_phase is not None
+        and state is PHASE_STATE[life.remembered_phase]
+        and guarded.launch is None
+    )
+    if not is_as_remembered or since is None:
+        return now
+    # The wall clock may have been set back meanwhile.
+    return replace(now, unix_seconds=min(since, now.unix_seconds))
 
 
 def _explained(life: ServerLife, guarded: _Guarded) -> ServerLife:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _REPLACE_MEMORY: Final = """
     INSERT OR REPLACE INTO servers (
         server, phase, reason, has_served, newest_start_seconds, is_load_balanced, budget_limit,
-        budget_remaining, is_limit_reached, maintenance_until_unix_seconds, committed_unix_seconds
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        budget_remaining, is_limit_reached, maintenance_until_unix_seconds, entered_unix_seconds,
+        last_ending_launch, model_name, version, committed_unix_seconds
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 # An agent that could not read its counters, because the disk came too late, must not lower them.
 _RAISE_COUNTER: Final = """
     INSERT INTO counters (server, counter, key, value) VALUES (?, ?, ?, ?)
@@ -57,12 +58,17 @@ _APPEND_TRANSITION: Final = """
     )"""
 _READ_MEMORY: Final = """
     SELECT server, phase, reason, has_served, newest_start_seconds, is_load_balanced, budget_limit,
-        budget_remaining, is_limit_reached, maintenance_until_unix_seconds, committed_unix_seconds
+        budget_remaining, is_limit_reached, maintenance_until_unix_seconds, entered_unix_seconds,
+        last_ending_launch, model_name, version, committed_unix_seconds
     FROM servers WHERE server = ?"""
 _READ_COUNTERS: Final = "SELECT server, counter, key, value FROM counters WHERE server = ?"
 _READ_TRANSITIONS: Final = """
     SELECT server, at_unix_seconds, from_phase, to_phase, reason, detail, launch_number
     FROM transitions WHERE server = ? ORDER BY id DESC LIMIT ?"""
+_READ_ENDING: Final = """
+    SELECT server, number, ended_unix_seconds, end_state, end_reason, end_rule, end_evidence,
+        end_exit_code, end_signal
+    FROM launches WHERE server = ? AND number = ? AND end_state IS NOT NULL"""
 _READ_LAUNCHES: Final = """
     SELECT server, number, start_seconds, first_seen_unix_seconds, has_served,
         server, number, ended_unix_seconds, end_state, end_reason, end_rule, end_evidence,
@@ -137,8 +143,15 @@ class Database:
         row = self.connection.execute(_READ_MEMORY, (server,)).fetchone()
         if row is None:
             return None
+        memory = MemoryRow(*row)
         counters = self.connection.execute(_READ_COUNTERS, (server,))
-        return MemoryRows(MemoryRow(*row), tuple(CounterRow(*counter) for counter in counters))
+        key = (server, memory.last_ending_launch)
+        ending = self.connection.execute(_READ_ENDING, key).fetchone()
+        return MemoryRows(
+            memory=memory,
+            counters=tuple(CounterRow(*counter) for counter in counters),
+            last_ending=None if ending is None else EndingRow(*ending),
+        )
 
     def history(self, server: str, limit: int) -> HistoryRows:
         """The newest `limit` transitions and launches of `server`."""

@@ -92,6 +92,10 @@ class RowReader:
             ),
             tally=self._tally(rows.counters),
             maintenance_until_unix_seconds=_optional(float, row.maintenance_until_unix_seconds),
+            entered_unix_seconds=_optional(float, row.entered_unix_seconds),
+            last_ending=self._last_ending(rows.last_ending),
+            model_name=_text(row.model_name),
+            version=_text(row.version),
         )
 
     def _tally(self, rows: Iterable[CounterRow]) -> Tally:
@@ -130,8 +134,11 @@ class RowReader:
 
     def _launch_record(self, launch_row: LaunchRow, row: EndingRow | None) -> LaunchRecord | None:
         launch = self._read(_launch, launch_row)
-        ending = None if row is None else self._read(self._ending, row)
+        ending = self._last_ending(row)
         return None if launch is None else LaunchRecord(launch, ending)
+
+    def _last_ending(self, row: EndingRow | None) -> Ending | None:
+        return None if row is None else self._read(self._ending, row)
 
     def _ending(self, row: EndingRow) -> Ending:
         return Ending(
@@ -161,6 +168,10 @@ def _remembered(unix_seconds: float) -> Instant:
 
 def _optional(number: Callable[[float], _Number], value: float | None) -> _Number | None:
     return None if value is None else number(value)
+
+
+def _text(value: str | None) -> str | None:
+    return None if value is None else str(value)
 
 
 def _state_pair(key: str) -> tuple[ServerState, ServerState]:

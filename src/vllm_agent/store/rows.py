@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class MemoryRow(NamedTuple):
-    """A server's memory, but for its counters."""
+    """A server's memory, but for its counters.
+
+    `last_ending_launch` is the number of the launch whose ending was the last; the history has it.
+    """
 
     server: str
     phase: str
@@ -31,6 +34,10 @@ class MemoryRow(NamedTuple):
     budget_remaining: int
     is_limit_reached: bool
     maintenance_until_unix_seconds: float | None
+    entered_unix_seconds: float | None
+    last_ending_launch: int | None
+    model_name: str | None
+    version: str | None
     committed_unix_seconds: float
 
 
@@ -80,10 +87,11 @@ class TransitionRow(NamedTuple):
 
 
 class MemoryRows(NamedTuple):
-    """Everything of one server's memory."""
+    """Everything of one server's memory; `last_ending` is only read: endings are history."""
 
     memory: MemoryRow
     counters: tuple[CounterRow, ...]
+    last_ending: EndingRow | None = None
 
 
 HistoryRow = LaunchRow | EndingRow | TransitionRow
@@ -114,6 +122,10 @@ def memory_rows(server: str, memory: Memory, now_unix_seconds: float) -> MemoryR
         budget_remaining=memory.budget.remaining,
         is_limit_reached=memory.budget.is_limit_reached,
         maintenance_until_unix_seconds=memory.maintenance_until_unix_seconds,
+        entered_unix_seconds=memory.entered_unix_seconds,
+        last_ending_launch=memory.last_ending.launch_number if memory.last_ending else None,
+        model_name=_storable_name(memory.model_name),
+        version=_storable_name(memory.version),
         committed_unix_seconds=now_unix_seconds,
     )
     counters = (CounterRow(server, *counter) for counter in _counters(memory.tally))
@@ -171,6 +183,10 @@ def transition_row(server: str, transition: Transition, dropped: Counter[str]) -
     )
 
 
+def _storable_name(name: str | None) -> str | None:
+    return None if name is None else _cut(storable(name).encode(), MAX_TEXT_BYTES)
+
+
 def _bounded(texts: Sequence[str], dropped: Counter[str]) -> list[str]:
     """As many of `texts`, from the first, as fit into the bound together; the last one cut."""
     kept: list[str] = []
@@ -178,7 +194,11 @@ def _bounded(texts: Sequence[str], dropped: Counter[str]) -> list[str]:
     for text in texts:
         encoded = text.encode("utf-8", "backslashreplace")
         if left_bytes > 0:
-            kept.append(encoded[:left_bytes].decode("utf-8", "ignore"))
+            kept.append(_cut(encoded, left_bytes))
         dropped["store_text"] += len(encoded) > max(0, left_bytes)
         left_bytes -= len(encoded)
     return kept
+
+
+def _cut(encoded: bytes, max_bytes: int) -> str:
+    return encoded[:max_bytes].decode("utf-8", "ignore")

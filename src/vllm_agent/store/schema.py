@@ -32,6 +32,10 @@ _TABLES: Final = {
         budget_remaining INTEGER NOT NULL,
         is_limit_reached INTEGER NOT NULL,
         maintenance_until_unix_seconds REAL,
+        entered_unix_seconds REAL,
+        last_ending_launch INTEGER,
+        model_name TEXT,
+        version TEXT,
         committed_unix_seconds REAL NOT NULL
     ) WITHOUT ROWID""",
     "counters": """(
