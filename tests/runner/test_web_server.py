@@ -75,7 +75,7 @@ async def test_a_socket_path_that_cannot_be_is_told(tmp_path):
 
 async def test_a_socket_path_that_is_too_long_says_what_to_choose(tmp_path):
     server = WebServer()
-    with pytest.raises(CannotListen, match="choose a shorter --state[.]dir"):
+    with pytest.raises(CannotListen, match=r"choose a shorter --state\.dir"):
         await server.serve_socket(tmp_path / ("x" * 108), app())
     await server.close()
 
