@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +29,8 @@ def main() -> int:
     parser.add_argument("--row", action="append", choices=names, help="only this row; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the numbers")
     options = parser.parse_args()
+    # What was started is ended on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Inherited by all that is started: a thousand servers are two thousand sockets.
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -35,7 +39,9 @@ def main() -> int:
         session = Session(Path(folder), QUICK if options.quick else FULL)
         results = plan.run(session, set(options.row or names))
     sys.stdout.write(render(results))
-    print(f"Measured in {time.monotonic() - began:.0f} s on a machine that others use too.")
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    seconds = time.monotonic() - began
+    print(f"Measured in {seconds:.0f} s on {cores} cores, load average {load:.1f} at the end.")
     if options.json is not None:
         numbers = [result.as_json() for result in results]
         options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

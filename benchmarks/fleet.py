@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.process import cpu_seconds, memory
 from benchmarks.programs import (
     BLACKBOX,
+    NODE,
     NotMeasurableError,
     agent,
     blackbox_exporter,
     farm,
     is_installed,
+    node_exporter,
     running_servers,
 )
 from benchmarks.result import Peer, Result
@@ -30,6 +32,7 @@ from benchmarks.rows import (
 from benchmarks.scraper import NoAnswerError, Scraper
 from benchmarks.session import PROBE_SECONDS, SCRAPE_SECONDS
 from benchmarks.statistic import median
+from benchmarks.turns import Scraped, cpu_note, milliseconds, scrape_by_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,7 +50,10 @@ PROBERS: Final = 4
 PATHS: Final = ("/health", "/metrics")
 """What the agent asks in every look."""
 
-LARGE_PAGE_SECONDS: Final = 1.02
+PAGE_AGENTS: Final = 4
+PAGE_INTERVAL_SECONDS: Final = 4.0
+"""Each of the agents is scraped once in that time: one sample a second."""
+
 HUGE_PAGE_SECONDS: Final = 0.5
 
 _PROBES: Final = re.compile(rb"^vllm_agent_probe_requests_total\{[^}]*\} (\S+)$", re.MULTILINE)
@@ -89,12 +95,12 @@ def measure(session: Session) -> list[Result]:
     with farm(LARGE_FLEET) as listeners:
         ports = [listener.port for listener in listeners]
         small = _probe(session, ports[:SMALL_FLEET], huge_scrapes=0)
-        latencies = _page_latencies(session, ports[:SMALL_FLEET])
+        scraped = _scrape_pages(session, ports[:SMALL_FLEET])
         large = _probe(session, ports, huge_scrapes=session.scale.huge_page_scrapes)
     return [
         _probe_cost(large, small),
         _small_fleet_cpu(small),
-        _small_fleet_page(latencies, small),
+        _small_fleet_page(scraped),
         _flatness(large, small),
         _large_fleet_page(large),
     ]
@@ -105,13 +111,13 @@ def _probe(session: Session, ports: Sequence[int], *, huge_scrapes: int) -> _Win
     folder = session.folder / f"fleet-{len(ports)}"
     with (
         agent(folder, ports) as watcher,
-        _probing(folder, ports) as prober,
         Scraper(watcher.port) as scraper,
     ):
-        time.sleep(SETTLE_SECONDS)
-        probes_before = _probes(scraper)
-        _take_windows(windows, watcher, prober, scraper, session.scale.windows)
-        probes = _probes(scraper) - probes_before
+        with _probing(folder, ports) as prober:
+            time.sleep(SETTLE_SECONDS)
+            probes_before = _probes(scraper)
+            _take_windows(windows, watcher, prober, scraper, session.scale.windows)
+            probes = _probes(scraper) - probes_before
         windows.probes_per_window = probes / session.scale.windows
         windows.resident_mib = memory(watcher.pid).resident_mib
         for _ in range(huge_scrapes):
@@ -213,19 +219,22 @@ def _probing(folder: Path, ports: Sequence[int]) -> Iterator[_Prober | None]:
             prober.stop()
 
 
-def _page_latencies(session: Session, ports: Sequence[int]) -> list[float]:
-    """Seconds of scrapes between which every server was probed again."""
-    seconds = []
-    with (
-        agent(session.folder / "page", ports, "1s") as watcher,
-        Scraper(watcher.port) as scraper,
-    ):
+def _scrape_pages(session: Session, ports: Sequence[int]) -> list[Scraped]:
+    """Scrapes agents with all these servers, each probed again in between, and node_exporter."""
+    interval = f"{PAGE_INTERVAL_SECONDS:g}s"
+    with ExitStack() as stack:
+        programs = [
+            stack.enter_context(agent(session.folder / f"page-{number}", ports, interval))
+            for number in range(PAGE_AGENTS)
+        ]
+        if is_installed(NODE):
+            programs.append(stack.enter_context(node_exporter(session.folder / "page")))
+        scraped = [
+            Scraped(program, stack.enter_context(Scraper(program.port))) for program in programs
+        ]
         time.sleep(SETTLE_SECONDS)
-        for _ in range(session.scale.large_page_scrapes):
-            began = time.perf_counter()
-            seconds.append(scraper.get().seconds)
-            time.sleep(max(0.0, began + LARGE_PAGE_SECONDS - time.perf_counter()))
-    return seconds
+        scrape_by_turns(scraped, session.scale.large_page_rounds, PAGE_INTERVAL_SECONDS)
+    return scraped
 
 
 def _peer(samples: tuple[float, ...]) -> Peer:
@@ -266,13 +275,18 @@ def _small_fleet_cpu(small: _Windows) -> Result:
     )
 
 
-def _small_fleet_page(latencies: Sequence[float], small: _Windows) -> Result:
+def _small_fleet_page(scraped: Sequence[Scraped]) -> Result:
+    own, nodes = scraped[:PAGE_AGENTS], scraped[PAGE_AGENTS:]
+    latencies = milliseconds(seconds for one in own for seconds in one.answer_seconds)
+    peer = Peer.missing("node_exporter")
+    if nodes:
+        peer = Peer("node_exporter", milliseconds(nodes[0].answer_seconds))
     note = (
-        f"{len(latencies)} scrapes, each server probed since the scrape before (interval 1 s); at "
-        f"an interval of 10 s and a scrape every {SCRAPE_SECONDS:g} s at most "
-        f"{1000 * max(small.page_seconds):.1f} ms"
+        f"{len(latencies)} scrapes of {len(own)} agents, each server probed since the scrape "
+        f"before (interval {PAGE_INTERVAL_SECONDS:g} s), {own[0].series} series; node_exporter, "
+        f"with a page of another size, shows what the machine did meanwhile. {cpu_note(own)}"
     )
-    return Result(FLEET_200_PAGE, tuple(1000 * seconds for seconds in latencies), notes=(note,))
+    return Result(FLEET_200_PAGE, latencies, peer, notes=(note,))
 
 
 def _flatness(large: _Windows, small: _Windows) -> Result:
@@ -288,9 +302,9 @@ def _flatness(large: _Windows, small: _Windows) -> Result:
 
 
 def _large_fleet_page(large: _Windows) -> Result:
-    samples = tuple(1000 * seconds for seconds in large.page_seconds)
+    samples = milliseconds(large.page_seconds)
     note = (
-        f"{len(samples)} scrapes, the first of them {SCRAPE_SECONDS:g} s apart, the others "
-        f"{HUGE_PAGE_SECONDS:g} s"
+        f"{len(samples)} scrapes, the first of them {SCRAPE_SECONDS:g} s apart and beside a "
+        f"working blackbox_exporter, the others {HUGE_PAGE_SECONDS:g} s"
     )
     return Result(FLEET_1000_PAGE, samples, notes=(note,))

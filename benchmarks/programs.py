@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,12 @@ READY_SECONDS: Final = 60.0
 """A thousand servers are looked at once before the agent is ready."""
 STOP_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
-_LOG_CHARACTERS: Final = 2000
+_LOG_CHARACTERS: Final = 500
+
+# One range for each of several runs at a time, below the kernel's default of 32768.
+_FIRST_PORT: Final = 20_000 + os.getpid() % 12 * 1000
+_PORTS: Final = iter(range(_FIRST_PORT, _FIRST_PORT + 1000))
+_PORTS_LOCK: Final = threading.Lock()
 
 _BLACKBOX_CONFIG: Final = "modules:\n  http_2xx:\n    prober: http\n"
 
@@ -40,8 +46,33 @@ class NotMeasurableError(Exception):
 class Program:
     """A running program and the port it answers on."""
 
-    pid: int
+    process: subprocess.Popen[bytes]
     port: int
+    log_path: Path
+
+    @property
+    def pid(self) -> int:
+        """Its process, which the kernel accounts for."""
+        return self.process.pid
+
+    def wait_until(
+        self, is_so: Callable[[], bool], what: str, every_seconds: float = _POLL_SECONDS
+    ) -> None:
+        """Asks until it is so.
+
+        Raises:
+            NotMeasurableError: it was not, for `READY_SECONDS`, or the program ended before.
+        """
+        deadline = time.monotonic() + READY_SECONDS
+        while not is_so():
+            if self.process.poll() is not None:
+                said = self.log_path.read_text(encoding="utf-8", errors="replace").strip()
+                raise NotMeasurableError(
+                    f"ended while waiting for {what}: {said[-_LOG_CHARACTERS:]}"
+                )
+            if time.monotonic() > deadline:
+                raise NotMeasurableError(f"not within {READY_SECONDS:g} s: {what}")
+            time.sleep(every_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +84,21 @@ class Listener:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback that nobody listens on, and that this run gave to nobody else.
+
+    It is below those that the kernel gives to outgoing connections: there are thousands of them.
+    """
+    with _PORTS_LOCK:
+        for port in _PORTS:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) != 0:
+                    return port
+    raise NotMeasurableError("no free port")
 
 
 def is_installed(program: str) -> bool:
     """Whether the peer is on this machine."""
     return shutil.which(program) is not None
-
-
-def wait_until(
-    is_so: Callable[[], bool],
-    what: str,
-    *,
-    timeout_seconds: float = READY_SECONDS,
-    every_seconds: float = _POLL_SECONDS,
-) -> None:
-    """Asks until it is so.
-
-    Raises:
-        NotMeasurableError: it was not, for `timeout_seconds`.
-    """
-    deadline = time.monotonic() + timeout_seconds
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise NotMeasurableError(f"not within {timeout_seconds:g} s: {what}")
-        time.sleep(every_seconds)
 
 
 @contextmanager
@@ -131,9 +148,9 @@ def agent(folder: Path, ports: Sequence[int], interval: str = "10s") -> Iterator
     """An agent that watches a fake server on each port, all of them `running`."""
     port = free_port()
     with running(agent_command(folder, ports, interval, port), folder / "agent.log", port) as it:
-        wait_until(lambda: answers(port, "/-/ready"), f"the agent with {len(ports)} servers")
+        it.wait_until(lambda: answers(port, "/-/ready"), f"the agent with {len(ports)} servers")
         with Scraper(port) as scraper:
-            wait_until(
+            it.wait_until(
                 lambda: running_servers(scraper.get().body) == len(ports),
                 f"all {len(ports)} servers are running",
             )
@@ -155,7 +172,7 @@ def node_exporter(folder: Path) -> Iterator[Program]:
     port = free_port()
     command = [NODE, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
     with running(command, folder / "node.log", port) as it:
-        wait_until(lambda: answers(port, "/"), "node_exporter answers")
+        it.wait_until(lambda: answers(port, "/"), "node_exporter answers")
         yield it
 
 
@@ -169,24 +186,19 @@ def blackbox_exporter(folder: Path) -> Iterator[Program]:
     address = f"--web.listen-address=127.0.0.1:{port}"
     command = [BLACKBOX, f"--config.file={config}", address, "--log.level=error"]
     with running(command, folder / "blackbox.log", port) as it:
-        wait_until(lambda: answers(port, "/-/healthy"), "blackbox_exporter answers")
+        it.wait_until(lambda: answers(port, "/-/healthy"), "blackbox_exporter answers")
         yield it
 
 
 @contextmanager
 def running(command: Sequence[str], log_path: Path, port: int) -> Iterator[Program]:
-    """A program from start to end; what it logged is shown where it ended by itself."""
+    """A program from start to end."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environ)
     try:
-        yield Program(process.pid, port)
-    except (NotMeasurableError, OSError, NoAnswerError) as error:
-        if process.poll() is None:
-            raise
-        said = log_path.read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
-        raise NotMeasurableError(f"{command[0]} ended: {error}; it said: {said.strip()}") from error
+        yield Program(process, port, log_path)
     finally:
         _end(process)
 

@@ -20,7 +20,7 @@ class Scale:
     starts: int
     deaths: int
     small_page_rounds: int
-    large_page_scrapes: int
+    large_page_rounds: int
     huge_page_scrapes: int
     windows: int
     rest_windows: int
@@ -32,7 +32,7 @@ FULL: Final = Scale(
     starts=10,
     deaths=110,
     small_page_rounds=36,
-    large_page_scrapes=50,
+    large_page_rounds=25,
     huge_page_scrapes=30,
     windows=6,
     rest_windows=4,
@@ -43,7 +43,7 @@ QUICK: Final = Scale(
     starts=3,
     deaths=30,
     small_page_rounds=8,
-    large_page_scrapes=10,
+    large_page_rounds=2,
     huge_page_scrapes=10,
     windows=1,
     rest_windows=2,

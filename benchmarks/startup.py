@@ -14,7 +14,6 @@ from benchmarks.programs import (
     is_installed,
     running,
     running_servers,
-    wait_until,
 )
 from benchmarks.result import Peer, Result
 from benchmarks.rows import START
@@ -52,11 +51,9 @@ def _agent_start_seconds(folder: Path, ports: Sequence[int]) -> float:
     port = free_port()
     command = agent_command(folder, ports, "10s", port)
     began = time.perf_counter()
-    with running(command, folder / "agent.log", port):
-        wait_until(
-            lambda: _is_complete(port, len(ports)),
-            "first complete scrape",
-            every_seconds=_LOOK_SECONDS,
+    with running(command, folder / "agent.log", port) as it:
+        it.wait_until(
+            lambda: _is_complete(port, len(ports)), "first complete scrape", _LOOK_SECONDS
         )
         return time.perf_counter() - began
 
@@ -74,6 +71,6 @@ def _node_start_seconds(folder: Path) -> float:
     port = free_port()
     command = [NODE, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
     began = time.perf_counter()
-    with running(command, folder / "node.log", port):
-        wait_until(lambda: answers(port, "/metrics"), "first scrape", every_seconds=_LOOK_SECONDS)
+    with running(command, folder / "node.log", port) as it:
+        it.wait_until(lambda: answers(port, "/metrics"), "first scrape", _LOOK_SECONDS)
         return time.perf_counter() - began

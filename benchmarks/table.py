@@ -21,7 +21,7 @@ def render(results: Sequence[Result]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     text = [_line(line, widths) for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
-    notes = [f"{result.row.name}: {note}" for result in results for note in result.notes]
+    notes = [f"{result.row.name}: {note}" for result in results for note in _notes(result)]
     return "\n".join([*text, "", *notes, "", _summary(results)]) + "\n"
 
 
@@ -51,7 +51,7 @@ def _cells(result: Result) -> tuple[str, ...]:
 
 def _verdict(result: Result) -> str:
     if result.problem:
-        return f"NOT MEASURED: {result.problem}"
+        return "NOT MEASURED, see below"
     bar, judged = result.row.bar, result.judged
     if bar is None:
         return "-"
@@ -62,6 +62,10 @@ def _verdict(result: Result) -> str:
         return "met"
     value = ratio_text(judged) if bar.judged is Judged.RATIO else number(judged)
     return f"MISSED: {value}, {number(judged / bar.limit)} times the bar"
+
+
+def _notes(result: Result) -> tuple[str, ...]:
+    return (*result.notes, result.problem) if result.problem else result.notes
 
 
 def _beside(result: Result) -> str:

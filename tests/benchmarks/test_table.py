@@ -36,7 +36,7 @@ def test_every_row_is_measured_by_exactly_one_measurement():
     [
         (Result(EXTERNAL_DEATH, (5.0, 100.0)), "met", True),
         (Result(EXTERNAL_DEATH, (5.0, 150.0)), "MISSED: 150, 1.5 times the bar", False),
-        (Result(EXTERNAL_DEATH, problem="no agent"), "NOT MEASURED: no agent", None),
+        (Result(EXTERNAL_DEATH, problem="no agent"), "NOT MEASURED, see below", None),
         (Result(PROBE_CPU, (200.0,), Peer("p", (1000.0,))), "met", True),
         (Result(PROBE_CPU, (500.0,), Peer("p", (1000.0,))), "MISSED: 1/2 of it, 2 times", False),
         (Result(PROBE_CPU, (500.0,), Peer("p", (1000.0,)), paired_ratio=0.2), "met", True),
@@ -71,6 +71,10 @@ def test_the_summary_counts_what_is_met_missed_and_not_measured():
 def test_the_peer_stands_beside_with_its_number_and_the_ratio():
     line = line_of("external-death", Result(EXTERNAL_DEATH, (5.0,), Peer("slow", (50.0, 90.0))))
     assert line.endswith("slow 50 / 90; we need 1/10 of it")
+
+
+def test_what_could_not_be_measured_is_explained_below_the_table():
+    assert "\nexternal-death: no agent\n" in render([Result(EXTERNAL_DEATH, problem="no agent")])
 
 
 def test_the_notes_follow_the_table():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,17 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for name in [n for n in os.environ if n.startswith("VLLM_AGENT_") or n == "STATE_DIRECTORY"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "nobody-wrote-here"))
-    monkeypatch.setenv("TZ", "UTC")
     # It would hide what is lost, or told too late, when output waits in a buffer.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.fixture
@@ -56,15 +65,22 @@ def cli(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outc
     return run
 
 
+class Program(subprocess.Popen[str]):
+    """A program that does not outlive a test which fails."""
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)  # type: ignore[arg-type]
+
+
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+def program(tmp_path: Path) -> Callable[..., Program]:
     """Starts a command line as a program of its own, against the agent of `served`."""
 
-    def start(
-        *argv: str, environ: Mapping[str, str] | None = None, **options: object
-    ) -> subprocess.Popen[str]:
+    def start(*argv: str, environ: Mapping[str, str] | None = None, **options: object) -> Program:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        return Program(  # type: ignore[call-overload, no-any-return]
             [sys.executable, "-m", "vllm_agent", *argv, f"--state.dir={tmp_path}"],
             text=True,
             env={**os.environ, **(environ or {})},

@@ -73,6 +73,11 @@ class PseudoTerminal:
         """The exit status, once it has ended."""
         return self._process.wait(DEADLINE_SECONDS)
 
+    @property
+    def shown(self) -> Shown:
+        """What it has shown so far."""
+        return Shown(self._raw)
+
     def signal(self, number: signal.Signals) -> None:
         """Sends the program a signal."""
         self._process.send_signal(number)

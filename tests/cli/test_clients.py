@@ -1,8 +1,7 @@
-"""`history`, `wait` and `maintenance`, and what every client says when there is no agent."""
+"""`wait` and `maintenance`, and what every client says when there is no agent."""
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
@@ -15,26 +14,18 @@ from tests.expose.snapshots import NOW, crashed_server, life, server
 from vllm_agent.cli import agent_client, main, wait
 from vllm_agent.cli.agent_client import SERVERS_PATH, SOCKET_NAME, AgentClient
 from vllm_agent.lifecycle.reasons import Reason
-from vllm_agent.lifecycle.server_life import Ending, Launch, Transition
-from vllm_agent.lifecycle.states import Phase, ServerState
+from vllm_agent.lifecycle.server_life import Transition
+from vllm_agent.lifecycle.states import Phase
 from vllm_agent.observations import Instant
-from vllm_agent.store import History, LaunchRecord
+from vllm_agent.store import History
 
 CLIENTS = (
     ["status"],
+    ["history"],
     ["history", "llama"],
     ["wait", "llama", "--for=running"],
     ["maintenance", "llama", "on"],
 )
-
-
-@pytest.fixture(autouse=True)
-def _utc(monkeypatch):
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.mark.parametrize("command", CLIENTS)
@@ -46,7 +37,7 @@ def test_without_an_agent_it_says_where_it_looked_and_how_to_start_one(
     assert (outcome.code, outcome.out) == (3, "")
     assert f"{tmp_path}/{SOCKET_NAME}" in outcome.err
     assert "vllm-agent run" in outcome.err
-    assert "--state.dir" in outcome.err
+    assert "another --state.dir" in outcome.err
 
 
 def test_a_socket_that_its_agent_left_behind(cli, tmp_path) -> None:
@@ -131,51 +122,6 @@ def test_an_unknown_server_is_told_near_names(cli, command) -> None:
     assert outcome.err == "vllm-agent: no server is named 'lama': Did you mean llama?\n"
 
 
-def test_history_is_in_order_of_time_with_reasons_and_endings(cli, served) -> None:
-    first, second, third = (Instant(0.0, 1_750_000_000.0 + after) for after in (0, 60, 120))
-    crash = Ending(1, second, ServerState.CRASHED, Reason.HOST_OOM, 2, ("oom_kill rose",), None, 9)
-    served.past = History(
-        (
-            Transition(third, Phase.CRASHED, Phase.READY, None, "", 2),
-            Transition(second, Phase.READY, Phase.CRASHED, Reason.HOST_OOM, "oom_kill rose", 1),
-            Transition(first, Phase.UNREADY, Phase.LOST, None, "", 1),
-        ),
-        (
-            LaunchRecord(Launch(2, 1_750_000_090.0, third), None),
-            LaunchRecord(Launch(1, None, first, has_served=True), crash),
-        ),
-    )
-
-    outcome = cli("history", "llama")
-
-    assert outcome.code == 0
-    assert outcome.out.splitlines() == [
-        "2025-06-15 15:06:40  launch 1 seen",
-        "2025-06-15 15:06:40  failed (unready -> lost)",
-        "2025-06-15 15:07:40  launch 1 ended: crashed, host_oom, signal 9; oom_kill rose",
-        "2025-06-15 15:07:40  running -> crashed  host_oom  oom_kill rose",
-        "2025-06-15 15:08:40  launch 2 seen, its process started at 2025-06-15 15:08:10",
-        "2025-06-15 15:08:40  crashed -> running",
-    ]
-    assert cli("history", "llama", "--limit=2").out.splitlines() == outcome.out.splitlines()[-2:]
-    assert served.asked_history == [("llama", 50), ("llama", 2)]
-
-
-def test_history_as_json_is_the_answer_of_the_api(cli, served) -> None:
-    outcome = cli("history", "llama", "--json")
-
-    assert json.loads(outcome.out) == {"server": "llama", "transitions": [], "launches": []}
-    assert served.asked_history == [("llama", 50)]
-
-
-@pytest.mark.usefixtures("served")
-def test_a_server_without_a_past(cli) -> None:
-    outcome = cli("history", "llama")
-
-    assert (outcome.code, outcome.out) == (0, "")
-    assert "nothing is recorded of llama" in outcome.err
-
-
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("states", ["running", "crashed,running", "crashed, running"])
 def test_wait_returns_at_once_when_it_is_so(cli, states) -> None:
@@ -230,6 +176,16 @@ def test_a_kept_connection_is_opened_again_for_another_agent(served) -> None:
 
     assert after is not None
     assert [s["name"] for s in after.json["servers"]] == ["other"]
+
+
+@pytest.mark.usefixtures("served")
+def test_an_unknown_server_that_is_near_to_none_is_told_a_command(cli) -> None:
+    err = cli("status", "zzz").err
+
+    assert err == (
+        "vllm-agent: no server is named 'zzz': "
+        "'vllm-agent status' lists the names that there are.\n"
+    )
 
 
 def test_wait_ends_when_the_server_is_no_longer_watched(cli, served) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.cli.pseudo_terminal import PseudoTerminal
 from tests.expose.snapshots import crashed_server, fresh_server, life, server
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
+from vllm_agent.lifecycle.states import Phase
 from vllm_agent.observations import Instant
 from vllm_agent.snapshot import CollectorSnapshot
 
@@ -35,12 +36,35 @@ def test_a_pipe_gets_plain_columns(cli, served) -> None:
         *("REASON", "RESTARTS", "CRASHES", "CHECKED", "URL"),
     ]
     assert {len(line) for line in lines} == {10}
-    assert lines[1][:3] == ["llama", "running", "3m12s"]
-    assert lines[1][3:8] == ["meta-llama/Llama-3.1-8B-Instruct", "0.27.1", "-", "0", "0"]
-    assert lines[2][5:8] == ["unreachable", "1", "2"]
-    assert lines[2][9] == "http://gpu7:8000"
-    assert lines[3][1:6] == ["unknown", lines[3][2], "-", "-", "-"]
+    crashed, new, running = lines[1:]
+    assert running[:3] == ["llama", "running", "3m12s"]
+    assert running[3:8] == ["meta-llama/Llama-3.1-8B-Instruct", "0.27.1", "-", "0", "0"]
+    assert crashed[5:8] == ["unreachable", "1", "2"]
+    assert crashed[9] == "http://gpu7:8000"
+    assert new[1:6] == ["unknown", new[2], "-", "-", "-"]
     assert outcome.out.isascii()
+
+
+def test_what_is_wrong_comes_first_and_then_the_order_of_the_configuration(cli, served) -> None:
+    phases = {
+        "b-well": Phase.READY,
+        "b-loading": Phase.LOADING,
+        "b-failed": Phase.UNREADY,
+        "b-stopped": Phase.ABSENT,
+        "b-crashed": Phase.CRASHED,
+        "a-failed": Phase.LOST,
+        "a-well": Phase.READY,
+    }
+    served.show(*(server(name, life=life(phase)) for name, phase in phases.items()))
+
+    names = [line.split()[0] for line in cli("status").out.splitlines()[1:]]
+
+    assert names == [
+        *("b-crashed", "b-failed", "a-failed", "b-stopped", "b-loading"),
+        *("b-well", "a-well"),
+    ]
+    as_json = json.loads(cli("status", "--json").out)["servers"]
+    assert [s["name"] for s in as_json] == list(phases)
 
 
 def test_json_is_the_answer_of_the_api(cli, served) -> None:
@@ -136,13 +160,36 @@ def test_a_terminal_of_80_columns_shows_what_matters(served) -> None:
     assert terminal.returncode == 0
     assert "\x1b[" in shown.raw, "a terminal gets colour"
     assert max(map(len, shown.lines)) <= 80
-    assert "2 servers, 1 running, 1 crashed" in shown.text
+    assert "2 servers, 1 crashed, 1 running" in shown.text
     rows = {line.split()[0]: line for line in shown.lines if line}
     assert "REASON" in rows["SERVER"]
     assert "URL" not in rows["SERVER"]
     assert "sleeping" in rows["llama"]
     assert "unreachable, restart limit" in rows["qwen-2.5-coder"]
     assert not [c for c in shown.text if c in "─│┃━┏╭"], "no boxes"
+
+
+def test_a_reason_is_never_cut(served) -> None:
+    crashed = crashed_server("a-name-that-needs-a-lot-of-room-for-itself")
+    changed = replace(
+        crashed.life,
+        reason=Reason.KV_CACHE_TOO_SMALL,
+        maintenance_until_unix_seconds=float("inf"),
+    )
+    served.show(replace(crashed, life=changed))
+
+    with PseudoTerminal(["status", f"--state.dir={served.state_dir}"], columns=80) as terminal:
+        shown = terminal.read_all()
+
+    assert max(map(len, shown.lines)) <= 80
+    assert "CHECKED" not in shown.text
+    assert "kv_cache_too_small, maintenance, restart limit" in " ".join(shown.text.split())
+    with PseudoTerminal(["status", f"--state.dir={served.state_dir}"], columns=60) as terminal:
+        shown = terminal.read_all()
+
+    assert max(map(len, shown.lines)) <= 60
+    for word in ("kv_cache_too_small,", "maintenance,", "restart", "limit"):
+        assert word in shown.text.split()
 
 
 def test_a_wide_terminal_shows_everything(served) -> None:

@@ -38,6 +38,13 @@ def test_columns_line_up_without_trailing_space() -> None:
     assert columns([("A", "BB"), ("ccc", "d")]) == "A    BB\nccc  d"
 
 
+def test_a_long_name_is_cut_before_a_reason() -> None:
+    widths = {"SERVER": 30, "STATE": 7, "SINCE": 6, "REASON": 20}
+    model = {"MODEL": 30}
+
+    assert fit(widths | model, 60) == widths | {"SERVER": 21}
+
+
 WIDTHS = {
     "SERVER": 10,
     "STATE": 7,
@@ -58,7 +65,8 @@ WIDTHS = {
         (60, {"MODEL": 26}),
         (50, {"MODEL": 16}),
         (47, {}),
-        (20, {}),
+        (32, {}),
+        (20, {"REASON": 6}),
     ],
 )
 def test_a_narrow_terminal_does_without_the_least_important(available, left) -> None:

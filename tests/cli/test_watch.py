@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.cli.pseudo_terminal import PseudoTerminal
-from tests.expose.snapshots import crashed_server, server
+from tests.cli.pseudo_terminal import ROWS, PseudoTerminal
+from tests.expose.snapshots import crashed_server, life, server
+from vllm_agent.lifecycle.states import Phase
 
 
 def test_a_pipe_gets_a_line_per_change(served, program) -> None:
@@ -88,7 +89,7 @@ def test_a_terminal_is_redrawn_and_left_as_it_was(served, number) -> None:
     command = ["status", "--watch", f"--state.dir={served.state_dir}"]
 
     with PseudoTerminal(command, columns=80) as terminal:
-        terminal.read_until("1 running, 1 crashed")
+        terminal.read_until("1 crashed, 1 running")
         served.show(crashed_server("llama"), crashed_server())
         terminal.read_until("2 crashed")
         terminal.signal(number)
@@ -97,6 +98,36 @@ def test_a_terminal_is_redrawn_and_left_as_it_was(served, number) -> None:
     assert terminal.returncode == 0
     assert shown.raw.rindex("\x1b[?25h") > shown.raw.rindex("\x1b[?25l"), "the cursor is back"
     assert "Traceback" not in shown.text
+
+
+def test_what_does_not_fit_the_terminal_is_counted(served) -> None:
+    failed = (server(f"bad-{number}", life=life(Phase.UNREADY)) for number in range(25))
+    well = (server(f"well-{number}") for number in range(25))
+    served.show(*well, *failed)
+    command = ["status", "--watch", f"--state.dir={served.state_dir}"]
+
+    with PseudoTerminal(command, columns=100) as terminal:
+        shown = terminal.read_until("more (")
+        terminal.signal(signal.SIGINT)
+        terminal.read_all()
+
+    # Above the rows: the sum, an empty line and the heading; below them the line that counts.
+    rows = [line for line in shown.lines if line.startswith("bad-")]
+    assert len(rows) == ROWS - 4
+    assert "… 30 more (5 failed, 25 running)" in terminal.shown.text
+
+
+def test_rows_that_fit_the_terminal_need_no_count(served) -> None:
+    # As many as there are lines, less the sum, an empty line and the heading.
+    served.show(*(server(f"llama-{number}") for number in range(ROWS - 3)))
+    command = ["status", "--watch", f"--state.dir={served.state_dir}"]
+
+    with PseudoTerminal(command, columns=100) as terminal:
+        shown = terminal.read_until(f"llama-{ROWS - 4}")
+        terminal.signal(signal.SIGINT)
+        terminal.read_all()
+
+    assert "more" not in shown.text
 
 
 def test_a_terminal_is_told_that_the_agent_is_gone(served) -> None:

@@ -27,6 +27,7 @@ class FakeAgent:
         default_factory=lambda: agent(server(), crashed_server(), collectors=WORKING)
     )
     past: History = field(default_factory=History)
+    pasts: dict[str, History] = field(default_factory=dict)
     fault: Exception | None = None
     is_stuck: bool = False
     asked_history: list[tuple[str, int]] = field(default_factory=list)
@@ -43,7 +44,7 @@ class FakeAgent:
         self.asked_history.append((name, limit))
         if self.fault is not None:
             raise self.fault
-        return self.past
+        return self.pasts.get(name, self.past)
 
     async def metrics(self, _: web.Request) -> web.StreamResponse:
         return web.Response(text="the metrics\n")

@@ -155,6 +155,18 @@ async def test_an_unknown_server_that_is_near_to_none(reader, fake) -> None:
     assert "--config.file" in error["hint"]
 
 
+async def test_over_the_socket_the_hint_is_a_command(control) -> None:
+    error = await error_of(await control.get("/api/v1/servers/zzz"))
+
+    assert error["hint"] == "'vllm-agent status' lists the names that there are."
+
+
+@pytest.mark.parametrize("path", [*READS, "/nowhere", MAINTENANCE])
+async def test_no_answer_tells_versions_of_what_serves_it(reader, control, path) -> None:
+    for client in (reader, control):
+        assert (await client.get(path)).headers["Server"] == "vllm-agent"
+
+
 async def test_an_unknown_path(reader) -> None:
     response = await reader.get("/api/v2")
 
@@ -172,12 +184,13 @@ async def test_tcp_has_no_method_that_writes(reader, method, path) -> None:
     assert "control socket" in (await error_of(response))["hint"]
 
 
-async def test_a_write_over_tcp_is_sent_to_the_command(reader, fake) -> None:
+async def test_a_write_over_tcp_is_refused_and_sent_to_the_command(reader, fake) -> None:
     response = await reader.post(MAINTENANCE, json={"on": True})
 
-    assert response.status == 405
-    assert response.headers["Allow"] == ""
+    assert response.status == 403
+    assert "Allow" not in response.headers
     error = await error_of(response)
+    assert error["code"] == "read_only"
     assert error["hint"] == "On that host run: vllm-agent maintenance llama on|off"
     assert fake.asked_maintenance == []
 
@@ -224,7 +237,9 @@ async def test_http_sd_lists_what_prometheus_can_reach(reader, fake) -> None:
         server("a", url="http://127.0.0.1:8000"),
         server("b", url="https://gpu7.example.org/qwen", life=life(Phase.CRASHED)),
         server("c", url="http://[::1]:9000"),
-        server("stopped", life=life(Phase.ABSENT)),
+        server("stopped", life=life(Phase.ABSENT, maintenance_until_unix_seconds=2e9)),
+        server("planned", life=life(maintenance_until_unix_seconds=2e9)),
+        server("absent", life=life(Phase.ABSENT)),
         server("socket", url="unix:///run/vllm.sock"),
         server("odd", url="whatever"),
     )
@@ -236,6 +251,8 @@ async def test_http_sd_lists_what_prometheus_can_reach(reader, fake) -> None:
         _target("127.0.0.1:8000", "a", "http", "/metrics"),
         _target("gpu7.example.org:443", "b", "https", "/qwen/metrics"),
         _target("[::1]:9000", "c", "http", "/metrics"),
+        _target("127.0.0.1:8000", "planned", "http", "/metrics"),
+        _target("127.0.0.1:8000", "absent", "http", "/metrics"),
     ]
 
 

@@ -55,14 +55,41 @@ class Page(HTMLParser):
 
 
 def test_a_crashed_server_is_explained() -> None:
-    text = Page(render(agent(server(), crashed_server()), NOW)).text
+    page = Page(render(agent(server(), crashed_server()), NOW))
+    text = page.text
 
     for part in ("crashed", "unreachable", REASON_TEXT[Reason.UNREACHABLE].advice):
         assert part in text
-    assert "2025-06-15 15:08:10 UTC" in text
+    assert "UTC" not in text, "an absolute time has no room"
+    titles = [attributes["title"] for tag, attributes in page.tags if tag == "time"]
+    assert "2025-06-15 15:08:10 UTC" in titles
     assert "10 seconds ago" in text
     assert "restart limit reached" in text
     assert "0.27.1" in text
+
+
+def test_what_is_wrong_comes_first() -> None:
+    stopped = server("stopped", life=life(Phase.ABSENT))
+    failed = server("failed", life=life(Phase.UNREADY))
+
+    page = Page(render(agent(server(), stopped, failed, server("b"), crashed_server()), NOW))
+
+    shown = [link.rpartition("/")[2] for link in page.links if "api/v1/servers/" in link]
+    assert shown == ["qwen", "failed", "stopped", "llama", "b"]
+    assert "<title>1 crashed, 1 failed, 1 stopped, 2 running - " in render(
+        agent(server(), stopped, failed, server("b"), crashed_server()), NOW
+    )
+
+
+def test_a_server_that_runs_is_one_line() -> None:
+    running = server(model_names=("meta-llama/Llama-3.1-8B-Instruct", "lora-a", "lora-b"))
+
+    html = render(agent(running), NOW)
+
+    row = html.partition("<tbody>")[2].partition("</tbody>")[0]
+    assert "<br>" not in row
+    assert 'title="meta-llama/Llama-3.1-8B-Instruct, lora-a, lora-b"' in row
+    assert "+2" in Page(row).text
 
 
 @pytest.mark.parametrize("phase", list(Phase))

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from urllib.parse import quote
 
-from vllm_agent.cli.outcome import CommandError, NoAgentError
+from vllm_agent.cli.outcome import CommandError, NoAgentError, UnknownServerError
 from vllm_agent.cli.text import plain
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class AgentClient:
             self._connection.close()
             raise self._no_agent(error) from None
         if status >= HTTPStatus.BAD_REQUEST:
-            raise CommandError(_error_text(answer))
+            raise _refusal(answer)
         return status, answer
 
     def _exchange(
@@ -143,7 +143,7 @@ class AgentClient:
             return CommandError(f"cannot use {self._path}: {error}; choose a shorter --state.dir")
         return NoAgentError(
             f"no agent is running: nothing answers on {self._path}; start one with "
-            "'vllm-agent run', or name its folder with --state.dir"
+            "'vllm-agent run', or, if it runs with another --state.dir, give the same one here"
         )
 
 
@@ -152,10 +152,11 @@ def server_path(name: str) -> str:
     return f"{SERVERS_PATH}/{quote(name, safe='')}"
 
 
-def _error_text(answer: Answer) -> str:
+def _refusal(answer: Answer) -> CommandError:
     try:
         view: ErrorView = answer.json
         error = view["error"]
-        return plain(f"{error['message']}: {error['hint']}")
+        text, code = plain(f"{error['message']}: {error['hint']}"), error["code"]
     except (ValueError, KeyError, TypeError):
-        return "the agent gave an answer that is none: is it of another version?"
+        text, code = "the agent gave an answer that is none: is it of another version?", ""
+    return UnknownServerError(text) if code == "unknown_server" else CommandError(text)

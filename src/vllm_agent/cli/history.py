@@ -1,92 +1,121 @@
-"""`vllm-agent history`: what happened to a server, newest last."""
+"""`vllm-agent history`: what happened to a server or to all of them, newest last."""
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from vllm_agent.cli.agent_client import AgentClient
+from vllm_agent.cli.agent_client import SERVERS_PATH, AgentClient
 from vllm_agent.cli.arguments import add_client_flags, state_dir, whole_number
-from vllm_agent.cli.outcome import ExitCode
-from vllm_agent.cli.text import local_time, plain
+from vllm_agent.cli.history_lines import merged_lines, server_lines
+from vllm_agent.cli.outcome import ExitCode, UnknownServerError
+from vllm_agent.cli.text import plain
+from vllm_agent.expose.json_view import MAX_HISTORY_LIMIT
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from vllm_agent.expose.json_view import EndingView, HistoryView, LaunchView, TransitionView
+    from vllm_agent.expose.json_view import (
+        HistoryView,
+        LaunchView,
+        ServersView,
+        TransitionView,
+    )
+
+T = TypeVar("T")
 
 DEFAULT_LIMIT: Final = 50
 """About two screens."""
 
-MAX_LIMIT: Final = 1000
-"""What the agent gives at most."""
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the server and how much of its past."""
-    parser.add_argument("server", metavar="SERVER", help="Name of the server.")
+    parser.add_argument(
+        "server", metavar="SERVER", nargs="?", help="Only this server. Default: all of them."
+    )
     parser.add_argument(
         "--limit",
-        type=whole_number(1, MAX_LIMIT),
+        type=whole_number(1, MAX_HISTORY_LIMIT),
         default=DEFAULT_LIMIT,
         metavar="N",
         help=f"Show the newest N lines. Default: {DEFAULT_LIMIT}.",
     )
-    parser.add_argument("--json", action="store_true", help="Print the answer of the API.")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print the answer of the API, for all servers a list of these; "
+        "N is then that of transitions and that of launches.",
+    )
     add_client_flags(parser)
 
 
 def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the past as lines."""
     with AgentClient(state_dir(arguments, environ)) as client:
+        if arguments.server is None:
+            return _show_all(client, arguments.limit, as_json=arguments.json)
         answer = client.history(arguments.server, arguments.limit)
     if arguments.json:
         print(answer.body.decode(), end="")
         return ExitCode.DONE
-    lines = history_lines(answer.json)[-arguments.limit :]
-    if lines:
-        print("\n".join(lines))
-    else:
-        print(f"nothing is recorded of {plain(arguments.server)} yet", file=sys.stderr)
+    _print_newest(server_lines(answer.json), arguments.limit, plain(arguments.server))
     return ExitCode.DONE
 
 
-def history_lines(history: HistoryView) -> list[str]:
-    """Transitions, launches and endings in the order of time, in local time."""
-    events = [
-        *(event for launch in history["launches"] for event in _launch_events(launch)),
-        *((t["timestamp_seconds"] or 0.0, 2, _transition(t)) for t in history["transitions"]),
+def newest(histories: Sequence[HistoryView], limit: int) -> list[HistoryView]:
+    """The same histories with the newest `limit` transitions and launches of them all."""
+    transitions = _kept([h["transitions"] for h in histories], limit, _transition_time)
+    launches = _kept([h["launches"] for h in histories], limit, _launch_time)
+    return [
+        {"server": history["server"], "transitions": changes, "launches": seen}
+        for history, changes, seen in zip(histories, transitions, launches, strict=True)
     ]
-    events.sort()
-    return [f"{local_time(at)}  {plain(text)}" for at, _, text in events]
 
 
-def _launch_events(launch: LaunchView) -> Iterator[tuple[float, int, str]]:
-    """A launch and its end. The number orders what happened at the same moment."""
-    number, start = launch["number"], launch["process_start_time_seconds"]
-    process = "" if start is None else f", its process started at {local_time(start)}"
-    yield launch["first_seen_timestamp_seconds"] or 0.0, 1, f"launch {number} seen{process}"
-    ending = launch["ending"]
-    if ending is not None:
-        yield ending["timestamp_seconds"] or 0.0, 0, f"launch {number} {_ended(ending)}"
-
-
-def _ended(ending: EndingView) -> str:
-    told = [ending["state"]]
-    if ending["reason"]:
-        told.append(ending["reason"])
-    if ending["exit_code"] is not None:
-        told.append(f"exit code {ending['exit_code']}")
-    if ending["signal"] is not None:
-        told.append(f"signal {ending['signal']}")
-    return f"ended: {', '.join(told)}" + "".join(f"; {fact}" for fact in ending["evidence"])
-
-
-def _transition(transition: TransitionView) -> str:
-    old, new = transition["from_state"], transition["to_state"]
-    if old == new:
-        moved = f"{new} ({transition['from_phase']} -> {transition['to_phase']})"
+def _show_all(client: AgentClient, limit: int, *, as_json: bool) -> int:
+    histories = _all_histories(client, limit)
+    if as_json:
+        view = {"servers": newest(histories, limit)}
+        print(json.dumps(view, ensure_ascii=False, separators=(",", ":")))
     else:
-        moved = f"{old} -> {new}"
-    return "  ".join(filter(None, (moved, transition["reason"], transition["detail"])))
+        _print_newest(merged_lines(histories), limit, "any server")
+    return ExitCode.DONE
+
+
+def _all_histories(client: AgentClient, limit: int) -> list[HistoryView]:
+    view: ServersView = client.read(SERVERS_PATH).json
+    histories = []
+    for server in view["servers"]:
+        try:
+            histories.append(client.history(server["name"], limit).json)
+        except UnknownServerError:
+            # It went away after the list was made.
+            continue
+    return histories
+
+
+def _print_newest(lines: Sequence[str], limit: int, whose: str) -> None:
+    if lines:
+        print("\n".join(lines[-limit:]))
+    else:
+        print(f"nothing is recorded of {whose} yet", file=sys.stderr)
+
+
+def _kept(lists: Sequence[Sequence[T]], limit: int, time_of: Callable[[T], float]) -> list[list[T]]:
+    """Of lists that are each newest first, what the newest `limit` of all their entries are."""
+    everything = [
+        (time_of(entry), index) for index, entries in enumerate(lists) for entry in entries
+    ]
+    everything.sort(key=lambda entry: entry[0], reverse=True)
+    owners = [index for _, index in everything[:limit]]
+    return [list(entries[: owners.count(index)]) for index, entries in enumerate(lists)]
+
+
+def _transition_time(transition: TransitionView) -> float:
+    return transition["timestamp_seconds"] or 0.0
+
+
+def _launch_time(launch: LaunchView) -> float:
+    return launch["first_seen_timestamp_seconds"] or 0.0

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vllm_agent.cli.agent_client import AgentClient
 from vllm_agent.cli.arguments import add_client_flags, duration, state_dir
 from vllm_agent.cli.outcome import ExitCode, UsageError
 from vllm_agent.cli.text import local_time, plain
 from vllm_agent.config.duration import format_duration
+from vllm_agent.expose.json_view import MAX_MAINTENANCE_SECONDS
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
     from vllm_agent.expose.json_view import ServerView
-
-MAX_SECONDS: Final = 366 * 24 * 3600.0
-"""What the agent takes at most; without --for it has no end."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +37,8 @@ def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     is_on = arguments.switch == "on"
     if arguments.seconds is not None and not is_on:
         raise UsageError("--for goes with 'on' only: 'off' ends maintenance at once")
-    if arguments.seconds is not None and arguments.seconds > MAX_SECONDS:
-        longest = format_duration(MAX_SECONDS)
+    if arguments.seconds is not None and arguments.seconds > MAX_MAINTENANCE_SECONDS:
+        longest = format_duration(MAX_MAINTENANCE_SECONDS)
         raise UsageError(f"--for must be at most {longest}: leave it out for one without an end")
     name, seconds = arguments.server, arguments.seconds
     with AgentClient(state_dir(arguments, environ)) as client:

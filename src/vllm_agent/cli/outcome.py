@@ -26,6 +26,10 @@ class CommandError(Exception):
         return f"vllm-agent: {self}"
 
 
+class UnknownServerError(CommandError):
+    """The agent watches no server of this name."""
+
+
 class UsageError(CommandError):
     """The command line cannot be understood."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 _PROGRAM: Final = "vllm-agent"
 _INTERRUPTED: Final = 130
 """What shells give a command that SIGINT ended."""
+
+_WRITE_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a full or broken disk says to whoever writes; nothing that we could have done better."""
 
 
 class CommandModule(Protocol):
@@ -44,7 +48,7 @@ COMMANDS: Final = (
     Command("run", "run", "watch servers and serve metrics; this is also what no command does"),
     Command("check-config", "check_config", "check flags, environment and configuration file"),
     Command("status", "status", "show every server, or one in full"),
-    Command("history", "history", "show what happened to a server, newest last"),
+    Command("history", "history", "show what happened to the servers or to one, newest last"),
     Command("wait", "wait", "wait until a server is in a state"),
     Command("maintenance", "maintenance", "say that an end of a server is planned"),
     Command("demo", "demo", "watch stand-in servers load, crash and come back"),
@@ -152,6 +156,9 @@ def _overview() -> str:
 def _tell_fault(error: Exception, argv: list[str]) -> None:
     if isinstance(error, OSError):
         _abandon_stdout()
+        if error.errno in _WRITE_ERRORS and not _is_debugging(argv):
+            print(f"{_PROGRAM}: cannot write: {error.strerror}", file=sys.stderr)
+            return
     hint = "run with --log.level=debug"
     if _is_debugging(argv):
         traceback.print_exception(error)

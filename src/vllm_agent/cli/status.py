@@ -13,7 +13,7 @@ from vllm_agent.cli.agent_client import SERVERS_PATH, AgentClient, server_path
 from vllm_agent.cli.arguments import add_client_flags, is_terminal, state_dir
 from vllm_agent.cli.outcome import ExitCode
 from vllm_agent.cli.server_details import detail_rows
-from vllm_agent.cli.status_table import HEADINGS, notices, table_row
+from vllm_agent.cli.status_table import HEADINGS, notices, rows_in_order, table_row
 from vllm_agent.cli.text import columns
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="Print the answer of the API, with --watch a line per change.",
     )
     add_client_flags(parser)
+    parser.epilog = (
+        "The exit code is 0 when the answer was shown, whatever it says; "
+        "a script that needs a state uses 'vllm-agent wait'."
+    )
 
 
 def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -46,7 +50,7 @@ def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
             return watch(client, path, answer, as_json=arguments.json)
     if arguments.json:
-        sys.stdout.write(answer.body.decode())
+        print(answer.body.decode(), end="")
     elif arguments.server is None:
         _show_servers(answer)
     else:
@@ -66,7 +70,7 @@ def _show_servers(answer: Answer) -> None:
 
         print_once(servers_table(view, now))
         return
-    print(columns([HEADINGS, *(table_row(server, now) for server in view["servers"])]))
+    print(columns([HEADINGS, *(table_row(server, now) for server in rows_in_order(view))]))
 
 
 def _show_server(answer: Answer) -> None:

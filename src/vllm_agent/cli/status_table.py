@@ -6,9 +6,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.text import UNKNOWN, age_of, plain, shown
-from vllm_agent.lifecycle.states import ServerState
+from vllm_agent.expose.severity import BY_SEVERITY, worst_first
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vllm_agent.expose.json_view import ServersView, ServerView
 
 HEADINGS: Final = (
@@ -16,6 +18,11 @@ HEADINGS: Final = (
     *("REASON", "RESTARTS", "CRASHES", "CHECKED", "URL"),
 )
 """One word each, and no value has a space in it but a name that has: columns stay columns."""
+
+
+def rows_in_order(view: ServersView) -> list[ServerView]:
+    """The servers as the table lists them: what is wrong first, then as configured."""
+    return worst_first(view["servers"], lambda server: server["state"])
 
 
 def table_row(server: ServerView, now_unix_seconds: float) -> tuple[str, ...]:
@@ -63,8 +70,13 @@ def notices(view: ServersView) -> list[str]:
 
 def summary(view: ServersView) -> str:
     """The whole table in one line."""
-    counts = Counter(server["state"] for server in view["servers"])
-    states = [f"{counts[state]} {state}" for state in ServerState if counts[state]]
     number = len(view["servers"])
     servers = f"{number} server{'' if number == 1 else 's'}"
-    return f"vllm-agent {view['agent']['version']}: {', '.join((servers, *states))}"
+    told = ", ".join(filter(None, (servers, state_counts(view["servers"]))))
+    return f"vllm-agent {view['agent']['version']}: {told}"
+
+
+def state_counts(servers: Iterable[ServerView]) -> str:
+    """How many there are of each state, the worst first: `2 failed, 1 running`."""
+    counts = Counter(server["state"] for server in servers)
+    return ", ".join(f"{counts[state]} {state}" for state in BY_SEVERITY if counts[state])

@@ -11,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_agent.cli.server_details import detail_rows
-from vllm_agent.cli.status_table import HEADINGS, remarks, summary, table_row
+from vllm_agent.cli.status_table import (
+    HEADINGS,
+    remarks,
+    rows_in_order,
+    state_counts,
+    summary,
+    table_row,
+)
 from vllm_agent.cli.text import UNKNOWN
 
 if TYPE_CHECKING:
@@ -38,6 +45,9 @@ _DROPPED_FIRST: Final = ("URL", "CHECKED", "VERSION", "MODEL", "CRASHES", "RESTA
 _MIN_MODEL_WIDTH: Final = 14
 """Enough to tell models apart; with less room the column goes."""
 
+_MIN_SERVER_WIDTH: Final = 12
+"""What is left of a name where the reason needs the room."""
+
 _NUMBERS: Final = frozenset({"RESTARTS", "CRASHES"})
 
 
@@ -51,14 +61,29 @@ def live() -> Live:
     return Live(console=_console(), auto_refresh=False)
 
 
+def height() -> int:
+    """The lines of the terminal."""
+    return _console().height
+
+
 def servers_table(
-    view: ServersView, now_unix_seconds: float, notes: Sequence[str] = ()
+    view: ServersView,
+    now_unix_seconds: float,
+    notes: Sequence[str] = (),
+    max_lines: int | None = None,
 ) -> RenderableType:
-    """Every server as a table that fits the terminal, below a line that sums it up."""
+    """Servers as a table as wide as the terminal, the worst first, below a line that sums it up.
+
+    With `max_lines` the last line counts the servers that there is no room for.
+    """
     head = Text(summary(view), style=_QUIET)
     if not view["servers"]:
         return Group(head, *_notes(notes))
-    return Group(head, *_notes(notes), Text(), _table(view["servers"], now_unix_seconds))
+    above = Group(head, *_notes(notes), Text())
+    servers = rows_in_order(view)
+    if max_lines is None:
+        return Group(above, _table(servers, now_unix_seconds))
+    return Group(above, _cut_table(servers, now_unix_seconds, max_lines - _lines(above)))
 
 
 def server_grid(
@@ -84,7 +109,34 @@ def _notes(notes: Sequence[str]) -> list[Text]:
     return [Text(note, style=Style(color="yellow")) for note in notes]
 
 
-def _table(servers: list[ServerView], now: float) -> Table:
+def _cut_table(servers: list[ServerView], now: float, max_lines: int) -> RenderableType:
+    """As many rows as there is room for below the heading, at least one, and what is left out."""
+    count = max(1, min(len(servers), max_lines - 1))
+    while True:
+        table = _table(servers[:count], now)
+        rest = servers[count:]
+        drawing = Group(table, _left_out(rest)) if rest else table
+        # A long reason may need a second line.
+        excess = _lines(drawing) - max_lines
+        if excess <= 0 or count == 1:
+            return drawing
+        count = max(1, count - excess)
+
+
+def _left_out(servers: Sequence[ServerView]) -> Text:
+    return Text(
+        f"… {len(servers)} more ({state_counts(servers)})",
+        style=_QUIET,
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+
+
+def _lines(drawing: RenderableType) -> int:
+    return len(_console().render_lines(drawing))
+
+
+def _table(servers: Sequence[ServerView], now: float) -> Table:
     rows = [dict(zip(HEADINGS, _cells(server, now), strict=True)) for server in servers]
     widths = {
         heading: max(len(heading), *(Text(row[heading]).cell_len for row in rows))
@@ -96,9 +148,9 @@ def _table(servers: list[ServerView], now: float) -> Table:
         table.add_column(
             heading,
             justify="right" if heading in _NUMBERS else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            max_width=width,
+            no_wrap=heading != "REASON",
+            overflow="fold" if heading == "REASON" else "ellipsis",
+            width=width,
         )
     for row, server in zip(rows, servers, strict=True):
         table.add_row(*(_styled(heading, row[heading], server["state"]) for heading in widths))
@@ -116,6 +168,16 @@ def fit(widths: dict[str, int], available: int) -> dict[str, int]:
             widths[heading] -= excess
             break
         widths.pop(heading, None)
+    return _without_excess(widths, available)
+
+
+def _without_excess(widths: dict[str, int], available: int) -> dict[str, int]:
+    """A name may be cut; a reason never is: it gets more lines where all else does not help."""
+    widths = dict(widths)
+    excess = max(0, _total(widths) - available)
+    cut = min(excess, max(0, widths["SERVER"] - _MIN_SERVER_WIDTH))
+    widths["SERVER"] -= cut
+    widths["REASON"] = max(len("REASON"), widths["REASON"] - (excess - cut))
     return widths
 
 

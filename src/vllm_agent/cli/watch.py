@@ -62,8 +62,7 @@ def _print_json(client: AgentClient, path: str, first: Answer) -> None:
     for answer, _ in _looks(client, path, first):
         if answer is not shown:
             shown = answer
-            sys.stdout.write(answer.body.decode())
-            sys.stdout.flush()
+            print(answer.body.decode(), end="", flush=True)
 
 
 def _print_changes(client: AgentClient, path: str, first: Answer) -> None:
@@ -103,7 +102,8 @@ def _draw(client: AgentClient, path: str, first: Answer) -> None:
     def frame(answer: Answer, trouble: str) -> RenderableType:
         view, notes = answer.json, [trouble] if trouble else []
         if "servers" in view:
-            return terminal.servers_table(view, time.time(), [*notes, *notices(view)])
+            notes += notices(view)
+            return terminal.servers_table(view, time.time(), notes, terminal.height())
         return terminal.server_grid(view, time.time(), notes)
 
     shown: tuple[Answer, str] | None = None

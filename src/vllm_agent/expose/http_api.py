@@ -18,7 +18,7 @@ from vllm_agent.expose import status_page
 from vllm_agent.expose.api_errors import JSON_TYPE, ApiError, ErrorAnswers
 from vllm_agent.expose.encoded_views import EncodedView, EncodedViews
 from vllm_agent.expose.http_sd import target_groups
-from vllm_agent.expose.json_view import encode, history_view
+from vllm_agent.expose.json_view import MAX_HISTORY_LIMIT, encode, history_view
 from vllm_agent.expose.maintenance_request import parse_maintenance
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES: Final = 16 * 1024
 """Hundreds of times what any request needs."""
-
-MAX_HISTORY_LIMIT: Final = 1000
-"""As many rows as the store keeps of one server."""
 
 DEFAULT_HISTORY_LIMIT: Final = 100
 """More than anybody reads, and a tenth of what there may be."""
@@ -60,6 +57,9 @@ _READ_ONLY_HINT: Final = (
     "which the vllm-agent command uses."
 )
 _CONTROL_HINT: Final = "The Allow header of this answer lists the methods of this path."
+_READ_NAMES_HINT: Final = "GET /api/v1/servers lists the names that there are."
+_CONTROL_NAMES_HINT: Final = "'vllm-agent status' lists the names that there are."
+"""The control socket is read by the command: its users know no paths."""
 
 
 def read_app(
@@ -70,7 +70,8 @@ def read_app(
     telemetry_path: str,
 ) -> web.Application:
     """The application for TCP: GET and HEAD only."""
-    app = _app(_Reads(current, clock, history, telemetry_path), metrics, _READ_ONLY_HINT)
+    reads = _Reads(current, clock, history, telemetry_path, _READ_NAMES_HINT)
+    app = _app(reads, metrics, _READ_ONLY_HINT)
     app.router.add_route(hdrs.METH_ANY, f"{_SERVER}/maintenance", _refuse_write)
     return app
 
@@ -88,7 +89,7 @@ def control_app(  # noqa: PLR0917 - what read_app takes, and one more
     `maintenance` gets the server's name and the end of its maintenance in unix time: infinity for
     one without an end, None to end it.
     """
-    reads = _Reads(current, clock, history, telemetry_path)
+    reads = _Reads(current, clock, history, telemetry_path, _CONTROL_NAMES_HINT)
     app = _app(reads, metrics, _CONTROL_HINT)
     app.router.add_post(f"{_SERVER}/maintenance", _Writes(reads, clock, maintenance).maintenance)
     return app
@@ -111,18 +112,20 @@ def _app(reads: _Reads, metrics: Endpoint, method_hint: str) -> web.Application:
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    # The default names the versions of Python and of the library to whoever asks.
+    response.headers[hdrs.SERVER] = "vllm-agent"
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault(hdrs.CACHE_CONTROL, "no-cache")
 
 
 async def _refuse_write(request: web.Request) -> web.StreamResponse:
     name = shlex.quote(request.match_info["server"][:_MAX_NAME_LENGTH])
+    # Not 405: no other method would do here, and what is asked for is refused to this address.
     raise ApiError(
-        HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.FORBIDDEN,
         "read_only",
         "writes exist only on the control socket of the agent's host",
         f"On that host run: vllm-agent maintenance {name} on|off",
-        {hdrs.ALLOW: ""},
     )
 
 
@@ -135,11 +138,13 @@ class _Reads:
         clock: Callable[[], Instant],
         history: ReadHistory,
         telemetry_path: str,
+        names_hint: str,
     ) -> None:
         self._current = current
         self._clock = clock
         self._history = history
         self.telemetry_path = telemetry_path
+        self._names_hint = names_hint
         self._views = EncodedViews()
 
     async def page(self, _: web.Request) -> web.Response:
@@ -183,7 +188,8 @@ class _Reads:
         agent, name = self._current(), request.match_info["server"]
         server = agent.server(name)
         if server is None:
-            raise _unknown_server(name[:_MAX_NAME_LENGTH], [s.name for s in agent.servers])
+            names = [known.name for known in agent.servers]
+            raise _unknown_server(name[:_MAX_NAME_LENGTH], names, self._names_hint)
         return server
 
     def answer(self, server: ServerSnapshot) -> web.Response:
@@ -247,12 +253,12 @@ def _limit(request: web.Request) -> int:
     return limit
 
 
-def _unknown_server(name: str, names: list[str]) -> ApiError:
+def _unknown_server(name: str, names: list[str], names_hint: str) -> ApiError:
     near = difflib.get_close_matches(name, names[:NAMES_COMPARED], NEAR_NAMES)
     if near:
         hint = f"Did you mean {' or '.join(near)}?"
     elif names:
-        hint = "GET /api/v1/servers lists the names that there are."
+        hint = names_hint
     else:
         hint = "No server is configured: write servers to --config.file."
     message = f"no server is named {name!r}"

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 
 def target_groups(agent: AgentSnapshot) -> list[Mapping[str, object]]:
-    """One element per server that Prometheus can reach by TCP and that was not stopped on request.
+    """One element per server that Prometheus can reach by TCP and that nobody stopped on purpose.
 
-    A crashed server stays in, so that its `up` is 0 and not absent.
+    A server that should be there stays in while it is not, so that its `up` is 0 and not absent.
     """
-    groups = (_group(s) for s in agent.servers if s.life.state is not ServerState.STOPPED)
+    groups = (_group(server) for server in agent.servers if not _is_at_rest(server))
     return [group for group in groups if group is not None]
+
+
+def _is_at_rest(server: ServerSnapshot) -> bool:
+    return server.life.state is ServerState.STOPPED and not server.life.is_desired
 
 
 def _group(server: ServerSnapshot) -> Mapping[str, object] | None:

@@ -1,4 +1,4 @@
-"""The shape of the API's answers: snapshots and history as values that JSON can express.
+"""The shape of the API: snapshots and history as values that JSON can express, and its bounds.
 
 What is unknown is null, never 0. Times are unix seconds, to the millisecond. JSON has no infinity:
 a maintenance without an end is `in_maintenance` with a null end.
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from vllm_agent.observations import ProbeResult
     from vllm_agent.snapshot import AgentSnapshot, ProbeStats, ServerSnapshot
     from vllm_agent.store import History, LaunchRecord
+
+MAX_HISTORY_LIMIT: Final = 1000
+"""Entries of each kind that one question may get: as many as the store keeps of a server."""
+
+MAX_MAINTENANCE_SECONDS: Final = 366 * 24 * 3600.0
+"""A year: whoever plans further means a maintenance without an end."""
 
 _FAILURE_STATES: Final = frozenset({ServerState.FAILED, ServerState.CRASHED})
 _TIMESTAMP_DIGITS: Final = 3

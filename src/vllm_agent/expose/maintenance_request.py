@@ -8,12 +8,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from vllm_agent.expose.api_errors import ApiError
+from vllm_agent.expose.json_view import MAX_MAINTENANCE_SECONDS
 
 if TYPE_CHECKING:
     from vllm_agent.observations import Instant
-
-MAX_MAINTENANCE_SECONDS: Final = 366 * 24 * 3600.0
-"""A year: whoever plans further means a maintenance without an end."""
 
 _KEYS: Final = frozenset({"on", "for_seconds"})
 _EXAMPLE: Final = 'Send {"on": true}, {"on": true, "for_seconds": 1800} or {"on": false}.'

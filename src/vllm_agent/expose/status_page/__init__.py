@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import vllm_agent
-from vllm_agent.expose.status_page.rows import moment, server_row
-from vllm_agent.lifecycle.states import ServerState
+from vllm_agent.expose.severity import BY_SEVERITY, worst_first
+from vllm_agent.expose.status_page.rows import COLUMNS, moment, server_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,18 +42,6 @@ HEADERS: Final = MappingProxyType(
     }
 )
 """What a browser must be told about the page: it may load and run nothing."""
-
-_COLUMNS: Final = (
-    "Server",
-    "State",
-    "Since",
-    "Why, and what to do",
-    "Model",
-    "vLLM",
-    "Restarts",
-    "Crashes",
-    "Last check",
-)
 
 _NO_SERVER: Final = """\
 <p>No server is configured.
@@ -95,7 +83,7 @@ def parts(snapshot: AgentSnapshot, now: Instant, telemetry_path: str) -> Iterato
 
 def _title(snapshot: AgentSnapshot) -> str:
     counts = Counter(server.life.state for server in snapshot.servers)
-    told = [f"{counts[state]} {state}" for state in ServerState if counts[state]]
+    told = [f"{counts[state]} {state}" for state in BY_SEVERITY if counts[state]]
     return f"{', '.join(told) or 'no servers'} - vllm-agent"
 
 
@@ -128,10 +116,11 @@ def _servers(snapshot: AgentSnapshot, now: Instant) -> Iterator[str]:
     if not snapshot.servers:
         yield _NO_SERVER
         return
-    head = "".join(f'<th scope="col">{column}</th>' for column in _COLUMNS)
+    head = "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
     yield (
         '<div class="scroll" role="region" aria-label="Servers" tabindex="0">\n<table>\n'
         f"<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n"
     )
-    yield from (server_row(server, now) for server in snapshot.servers)
+    servers = worst_first(snapshot.servers, lambda server: server.life.state)
+    yield from (server_row(server, now) for server in servers)
     yield "</tbody>\n</table>\n</div>\n"

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from vllm_agent.observations import Instant
     from vllm_agent.snapshot import ServerSnapshot
 
+COLUMNS: Final = (
+    "Server",
+    "State",
+    "Since",
+    "Why, and what to do",
+    "Model",
+    "vLLM",
+    "Restarts",
+    "Crashes",
+    "Last check",
+)
+
 _UNKNOWN: Final = '<span class="quiet">unknown</span>'
 _UNITS: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _FOREVER: Final = float("inf")
@@ -23,24 +35,23 @@ _FOREVER: Final = float("inf")
 def server_row(server: ServerSnapshot, now: Instant) -> str:
     """One row of the table."""
     life = server.life
-    href = f"api/v1/servers/{quote(server.name, safe='', errors='replace')}"
-    last_check = server.last_check
+    checked = None if server.last_check is None else server.last_check.unix_seconds
     cells = (
-        f'<th scope="row"><a href="{escape(href)}">{escape(server.name)}</a></th>',
-        f"<td>{_state(life, now)}</td>",
+        f'<th scope="row">{_link(server.name)}</th>',
+        f'<td class="condition">{_state(life, now)}</td>',
         f"<td>{moment(life.entered.unix_seconds, now)}</td>",
         f'<td class="why">{_why(life)}</td>',
-        f"<td>{_text(server.model_name)}{_more_models(server)}</td>",
-        f"<td>{_text(server.version)}</td>",
-        f'<td class="number">{sum(life.tally.restarts.values())}</td>',
-        f'<td class="number">{sum(life.tally.crashes.values())}</td>',
-        f"<td>{moment(last_check.unix_seconds if last_check else None, now)}</td>",
+        f'<td class="model" data-label="Model">{_models(server)}</td>',
+        f'<td data-label="vLLM">{_text(server.version)}</td>',
+        f'<td class="number" data-label="Restarts">{sum(life.tally.restarts.values())}</td>',
+        f'<td class="number" data-label="Crashes">{sum(life.tally.crashes.values())}</td>',
+        f'<td data-label="Last check">{moment(checked, now)}</td>',
     )
     return f"<tr>{''.join(cells)}</tr>\n"
 
 
 def moment(unix_seconds: float | None, now: Instant) -> str:
-    """A time in UTC and how far it is from now; the agent does not know the reader's time zone."""
+    """How far a time is from now; its title has it in UTC, since readers' zones are unknown."""
     if unix_seconds is None:
         return _UNKNOWN
     try:
@@ -50,7 +61,8 @@ def moment(unix_seconds: float | None, now: Instant) -> str:
     distance = now.unix_seconds - unix_seconds
     far = _amount(abs(distance))
     away = f"{far} ago" if distance >= 0 else f"in {far}"
-    return f'<time datetime="{at:%Y-%m-%dT%H:%M:%SZ}">{away}<br>{at:%Y-%m-%d %H:%M:%S} UTC</time>'
+    title = f"{at:%Y-%m-%d %H:%M:%S} UTC"
+    return f'<time datetime="{at:%Y-%m-%dT%H:%M:%SZ}" title="{title}">{away}</time>'
 
 
 def _amount(seconds: float) -> str:
@@ -59,6 +71,11 @@ def _amount(seconds: float) -> str:
         if amount:
             return f"{amount} {name}{'' if amount == 1 else 's'}"
     return "0 seconds"
+
+
+def _link(name: str) -> str:
+    href = f"api/v1/servers/{quote(name, safe='', errors='replace')}"
+    return f'<a class="name" title="{escape(name)}" href="{escape(href)}">{escape(name)}</a>'
 
 
 def _state(life: ServerLife, now: Instant) -> str:
@@ -86,11 +103,14 @@ def _why(life: ServerLife) -> str:
     return "<br>".join(parts)
 
 
-def _more_models(server: ServerSnapshot) -> str:
+def _models(server: ServerSnapshot) -> str:
+    """The main model without the folder or owner; the title has it in full, and all others."""
     others = [name for name in server.model_names if name != server.model_name]
-    if not others:
-        return ""
-    return f'<br><span class="quiet">also {escape(", ".join(others))}</span>'
+    more = f' <span class="quiet">+{len(others)}</span>' if others else ""
+    every = ", ".join(filter(None, (server.model_name, *others)))
+    full = server.model_name or ""
+    short = full.rstrip("/").rpartition("/")[2] or full
+    return f'<span class="name" title="{escape(every)}">{_text(short)}</span>{more}'
 
 
 def _text(value: str | None) -> str:
