@@ -11,4 +11,5 @@ def __getattr__(name: str) -> str:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import version  # noqa: PLC0415 - see above
 
-    return version("vllm-agent")
+    globals()[name] = version("vllm-agent")
+    return str(globals()[name])

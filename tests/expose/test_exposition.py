@@ -290,3 +290,13 @@ def test_an_unreadable_proc_loses_only_the_agents_own_process(text_format):
     assert "vllm_agent_server_state{" in text
     assert text.endswith("# EOF\n") == (text_format is TextFormat.OPENMETRICS)
     assert page.dropped == {DROPPED_FAMILY: 1}
+
+
+def test_a_family_writes_its_text_again_only_when_its_samples_change():
+    values = [1.0]
+    family: Family[None] = Family("x", MetricType.GAUGE, "X.", (), (), lambda _: [((), values[0])])
+    text = FamilyText(family)
+    first = text.render(None)
+    assert text.render(None) is first
+    values[0] = 2.0
+    assert text.render(None) != first

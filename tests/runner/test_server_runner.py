@@ -17,7 +17,12 @@ from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Memory, Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
 from vllm_agent.observations import MetricsFacts, Probe, ProbeCause, ProbeResult, ProbeRound
-from vllm_agent.server_runner import CONNECTION_PAUSE_SECONDS, ServerRunner, Watched
+from vllm_agent.server_runner import (
+    CONNECTION_PAUSE_SECONDS,
+    SLOTS_PER_INTERVAL,
+    ServerRunner,
+    Watched,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -74,6 +79,10 @@ class FakeEyes:
             metrics=MetricsFacts(up, None, self.models[:1]),
             version="0.32.0" if ask_version else None,
         )
+
+    @property
+    def is_holding(self) -> bool:
+        return self.on_close is not None
 
     async def hold(self, on_close: Callable[[float], None]) -> None:
         if self.on_close is None:
@@ -171,6 +180,17 @@ def test_looks_keep_the_interval_however_long_an_answer_takes() -> None:
             assert len(times) >= 8
             gaps = {round(b - a, 6) for a, b in itertools.pairwise(times)}
             assert gaps == {INTERVAL}
+
+    run_virtually(main())
+
+
+def test_steady_looks_share_their_beginnings_with_those_of_other_servers() -> None:
+    async def main() -> None:
+        async with watching(FakeEyes(look_seconds=0.3)) as scene:
+            await asyncio.sleep(100)
+            slot = INTERVAL / SLOTS_PER_INTERVAL
+            places = [t / slot for t, _, _ in scene.eyes.asked[1:]]
+            assert places == pytest.approx([round(place) for place in places])
 
     run_virtually(main())
 

@@ -12,7 +12,7 @@ from vllm_agent.lifecycle.states import LifecycleMode
 from vllm_agent.snapshot import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from vllm_agent.lifecycle.state_time import StateTime
     from vllm_agent.observations import Instant
@@ -25,7 +25,7 @@ _DIGEST_CHARACTERS: Final = 8
 """Keeps two long values apart that begin alike: equal series would spoil the scrape."""
 
 SampleValue: TypeAlias = float | Histogram
-Samples: TypeAlias = "Iterable[tuple[tuple[str, ...], SampleValue]]"
+Samples: TypeAlias = "Sequence[tuple[tuple[str, ...], SampleValue]]"
 Subject = TypeVar("Subject")
 
 

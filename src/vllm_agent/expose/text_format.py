@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Generic
 
 from prometheus_client.utils import floatToGoString
 
-from vllm_agent.expose.family import MetricType, Subject
+from vllm_agent.expose.family import MetricType, Samples, Subject
 from vllm_agent.snapshot import DURATION_BUCKETS_SECONDS, Histogram
 
 if TYPE_CHECKING:
@@ -71,19 +71,27 @@ def _beginning(name: str, labels: dict[str, str]) -> str:
 
 
 class FamilyText(Generic[Subject]):
-    """The sample lines of one family about one subject; keeps how each line begins."""
+    """The sample lines of one family about one subject.
 
-    __slots__ = ("_beginnings", "_subject_values", "family")
+    Keeps how each line begins, and the whole text for as long as the samples are the same.
+    """
+
+    __slots__ = ("_beginnings", "_samples", "_subject_values", "_text", "family")
 
     def __init__(self, family: Family[Subject], *subject_values: str) -> None:
         self.family = family
         self._subject_values = subject_values
         self._beginnings: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._samples: Samples | None = None
+        self._text = ""
 
     def render(self, subject: Subject) -> str:
         """The lines of all series; both formats write them alike."""
+        samples = self.family.samples(subject)
+        if samples == self._samples:
+            return self._text
         lines: list[str] = []
-        for values, value in self.family.samples(subject):
+        for values, value in samples:
             beginnings = self._beginnings.get(values) or self._keep(values)
             if isinstance(value, Histogram):
                 cumulative = tuple(accumulate(value.counts))
@@ -94,7 +102,8 @@ class FamilyText(Generic[Subject]):
                 )
             else:
                 lines.append(f"{beginnings[0]}{number(value)}\n")
-        return "".join(lines)
+        self._samples, self._text = samples, "".join(lines)
+        return self._text
 
     def _keep(self, values: tuple[str, ...]) -> tuple[str, ...]:
         if len(self._beginnings) >= _MAX_KEPT_SERIES:

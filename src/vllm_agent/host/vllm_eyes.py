@@ -43,6 +43,11 @@ class HttpEyes:
             ask_models=ask_models, ask_metrics=ask_metrics, ask_version=ask_version
         )
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether the idle connection is there, or being opened."""
+        return self._connection is not None
+
     async def hold(self, on_close: Callable[[float], None]) -> None:
         """Opens the idle connection if there is none.
 
@@ -70,6 +75,7 @@ class HttpEyes:
 
     def _closed(self, on_close: Callable[[float], None]) -> Callable[[float], None]:
         def forget_and_tell(lived_seconds: float) -> None:
+            # Only of the connection that is held; a released one does not call.
             self._connection = None
             on_close(lived_seconds)
 

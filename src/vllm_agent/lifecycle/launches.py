@@ -41,7 +41,9 @@ def account_served(
     life = _compare_starts(life, start_seconds)
     start = None if life.is_load_balanced else start_seconds
     if _is_same_launch(life, start):
-        return LaunchAccount(replace(_continued(life, start, now), unconfirmed_start=None))
+        life = _continued(life, start, now)
+        is_confirming = life.unconfirmed_start is not None
+        return LaunchAccount(replace(life, unconfirmed_start=None) if is_confirming else life)
     if start is not None and life.phase is Phase.READY and not was_failing:
         known, looks = life.unconfirmed_start or (start, 0)
         looks = looks + 1 if abs(start - known) <= SAME_START_SECONDS else 1
@@ -89,6 +91,8 @@ def _is_same_launch(life: ServerLife, start: float | None) -> bool:
 
 
 def _continued(life: ServerLife, start: float | None, now: Instant) -> ServerLife:
+    if life.running_since is not None and _is_as_known(life, start):
+        return life
     launch = life.launch or Launch(life.tally.launches, start, now)
     if launch.start_seconds is None and start is not None:
         launch = replace(launch, start_seconds=start)
@@ -102,6 +106,18 @@ def _continued(life: ServerLife, start: float | None, now: Instant) -> ServerLif
         newest_start_seconds=_newest(life.newest_start_seconds, start),
         # It is back, so what was settled about this launch was only an outage of the way to it.
         last_ending=None if life.is_launch_over else life.last_ending,
+    )
+
+
+def _is_as_known(life: ServerLife, start: float | None) -> bool:
+    """Whether a look of a launch that runs on tells nothing new, as nearly all of them do."""
+    launch = life.launch
+    return (
+        launch is not None
+        and launch.has_served
+        and launch.start_seconds == (None if life.is_load_balanced else start)
+        and life.newest_start_seconds == start
+        and not life.is_launch_over
     )
 
 

@@ -147,14 +147,15 @@ def _guard(  # noqa: PLR0911 - one return per kind of event
 
 def _looked(life: ServerLife, look: ProbeRound, policy: Policy, now: Instant) -> _Guarded:
     verdict = judge_look(look, expected_model=policy.expected_model, has_served=life.is_proven)
-    if look.metrics is not None:
+    if look.metrics is not None and look.metrics.is_sleeping != life.is_sleeping:
         life = replace(life, is_sleeping=look.metrics.is_sleeping)
     if verdict.outcome is Outcome.PASSED:
         if TRANSITIONS[life.phase, Trigger.PASSED] is not Phase.READY:
             return _Guarded(life, Trigger.PASSED)
         start = look.metrics.process_start_time_seconds if look.metrics is not None else None
         was_failing = life.consecutive_failures > 0
-        life = replace(life, consecutive_failures=0, failing_looks=0)
+        if was_failing:
+            life = replace(life, consecutive_failures=0, failing_looks=0)
         account = account_served(life, start, now, was_failing=was_failing)
         return _served(account)
     life = replace(life, consecutive_failures=life.consecutive_failures + 1)
