@@ -30,7 +30,7 @@ from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, S
 from vllm_agent.expose.text_format import FamilyText, TextFormat, header, number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client.metrics_core import Metric
     from prometheus_client.samples import Sample
@@ -200,7 +200,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces the families by one that notes whom it is asked about."""
     asked: list[str] = []
 
-    def samples(subject: Any) -> Iterable[tuple[tuple[str, ...], float]]:
+    def samples(subject: Any) -> Sequence[tuple[tuple[str, ...], float]]:
         asked.append(subject.name)
         return [((), 1.0)]
 
@@ -245,7 +245,7 @@ def test_a_server_that_keeps_renaming_its_model_does_not_fill_the_memory():
 # --- isolation
 
 
-def broken(subject: Any) -> Iterable[tuple[tuple[str, ...], float]]:
+def broken(subject: Any) -> Sequence[tuple[tuple[str, ...], float]]:
     """Fails in the middle, as a generator does."""
     yield ("first",), 1.0
     raise KeyError(subject)
