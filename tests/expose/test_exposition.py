@@ -30,7 +30,7 @@ from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, S
 from vllm_agent.expose.text_format import FamilyText, TextFormat, header, number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from prometheus_client.metrics_core import Metric
     from prometheus_client.samples import Sample
@@ -245,10 +245,18 @@ def test_a_server_that_keeps_renaming_its_model_does_not_fill_the_memory():
 # --- isolation
 
 
+class Broken(tuple[tuple[tuple[str, ...], float], ...]):
+    """Fails in the middle, after the first sample was taken."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[tuple[tuple[str, ...], float]]:
+        yield ("first",), 1.0
+        raise KeyError("second")
+
+
 def broken(subject: Any) -> Sequence[tuple[tuple[str, ...], float]]:
-    """Fails in the middle, as a generator does."""
-    yield ("first",), 1.0
-    raise KeyError(subject)
+    return Broken()
 
 
 @pytest.mark.parametrize("table", ["SERVER_FAMILIES", "MOMENT_FAMILIES", "AGENT_FAMILIES"])
