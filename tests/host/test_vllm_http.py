@@ -78,7 +78,7 @@ async def recorded_vllm(requests: list[Seen]) -> AsyncIterator[int]:
         return web.Response(body=body, content_type=content_type)
 
     app = web.Application()
-    app.router.add_get("/root/{path:.*}", answer)
+    app.router.add_get("/prefix/{path:.*}", answer)
     app.router.add_get("/{path:.*}", answer)
     async with TestServer(app) as server:
         assert server.port is not None
@@ -153,10 +153,10 @@ async def test_round_asks_only_what_is_wanted_and_keeps_no_connection():
 async def test_root_path_of_the_url_comes_first():
     requests: list[Seen] = []
     async with recorded_vllm(requests) as port:
-        url = parse_server_url(f"http://127.0.0.1:{port}/root")
+        url = parse_server_url(f"http://127.0.0.1:{port}/prefix")
         found = await look(replace(target(1), url=url), models=True)
     assert found.model_names == ("tiny",)
-    assert [r.path for r in requests] == ["/root/health", "/root/v1/models"]
+    assert [r.path for r in requests] == ["/prefix/health", "/prefix/v1/models"]
 
 
 async def test_unix_socket(tmp_path):
