@@ -6,8 +6,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from tests.e2e.agent_process import AgentProcess, free_port, wait_until
-from vllm_agent.demo.launch import StandIn
+from tests.e2e.agent_process import AgentProcess, wait_until
+from vllm_agent.demo.launch import StandIn, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

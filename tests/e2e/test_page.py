@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.agent_process import AgentProcess, free_port
+from tests.e2e.agent_process import AgentProcess
 from tests.pipeline.processes import (
     ROOT,
     Alertmanager,
@@ -15,7 +15,7 @@ from tests.pipeline.processes import (
     Webhook,
     shipped_config_for,
 )
-from vllm_agent.demo.launch import StandIn
+from vllm_agent.demo.launch import StandIn, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

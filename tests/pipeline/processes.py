@@ -8,7 +8,6 @@ Their programs come from Debian; tests that use them are marked `needs("promethe
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import yaml
+
+from vllm_agent.demo.launch import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,14 +44,6 @@ LOG_LINES_SHOWN: Final = 20
 
 class ProgramError(RuntimeError):
     """A program did not start; carries the end of its log."""
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody holds right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(look: Callable[[], Any], what: str, timeout_seconds: float) -> Any:

@@ -172,6 +172,35 @@ def test_a_server_that_serves_is_running_after_the_first_look() -> None:
     run_virtually(main())
 
 
+def test_first_looks_take_turns() -> None:
+    """Those of a thousand servers at once would time out by their own weight."""
+
+    async def main() -> None:
+        turns = asyncio.Semaphore(1)
+        eyes = [FakeEyes(look_seconds=2.0), FakeEyes(look_seconds=2.0)]
+        watched = Watched("a", LifecycleMode.EXTERNAL, "http://a:8000", Policy(), INTERVAL)
+        runners = [
+            ServerRunner(
+                watched,
+                eyes=one,
+                recorder=FakeRecorder(),
+                publish=lambda _: None,
+                clock=now,
+                first_looks=turns,
+            )
+            for one in eyes
+        ]
+        tasks = [asyncio.create_task(runner.run()) for runner in runners]
+        for runner in runners:
+            await runner.first_look_done.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert [one.asked[0][0] for one in eyes] == [0.0, 2.0]
+
+    run_virtually(main())
+
+
 def test_looks_keep_the_interval_however_long_an_answer_takes() -> None:
     async def main() -> None:
         async with watching(FakeEyes(look_seconds=2.0)) as scene:

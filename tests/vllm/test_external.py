@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.agent_process import AgentProcess, free_port, wait_until
+from tests.e2e.agent_process import AgentProcess, wait_until
 from tests.vllm.real_vllm import RealVllm
+from vllm_agent.demo.launch import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
