@@ -214,7 +214,7 @@ def test_looks_keep_the_interval_however_long_an_answer_takes() -> None:
 
 
 def test_steady_looks_share_their_beginnings_with_those_of_other_servers() -> None:
-    """A look that was triggered begins when it must; the rhythm after it is the common one again."""
+    """A triggered look begins when it must; the rhythm after it is the common one again."""
 
     async def main() -> None:
         async with watching() as scene:
