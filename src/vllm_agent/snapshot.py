@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from vllm_agent.lifecycle.server_life import Policy, ServerLife
     from vllm_agent.lifecycle.states import LifecycleMode
-    from vllm_agent.observations import Instant, Probe, ProbeCause, ProbeResult
+    from vllm_agent.observations import (
+        Instant,
+        Probe,
+        ProbeCause,
+        ProbeResult,
+        ProcessTree,
+        Sight,
+        Sighting,
+    )
 
 DURATION_BUCKETS_SECONDS: Final = (0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 5.0)
 """Upper bounds of probe durations: a healthy vLLM answers in 2 to 70 ms, a timeout is 5 s."""
@@ -71,7 +79,9 @@ class ServerSnapshot:
     """One server, complete: who it is, what is decided about it, and what its probes say.
 
     `url` is fit for display (no credentials). `model_name` and `version` are the last ones known.
-    `probes` has an entry for each kind of probe that this mode sends.
+    `probes` has an entry for each kind of probe that this mode sends. `sighting`, `tree` and
+    `sights` are of local servers: who its newest main process is, what runs for it now, and what
+    the agent may see of it; None and empty where no process was seen.
     """
 
     name: str
@@ -85,6 +95,14 @@ class ServerSnapshot:
     version: str | None = None
     probes: Mapping[Probe, ProbeStats] = field(default_factory=lambda: MappingProxyType({}))
     last_check: Instant | None = None
+    sighting: Sighting | None = None
+    tree: ProcessTree | None = None
+    sights: tuple[Sight, ...] = ()
+
+    @property
+    def desired_up(self) -> bool | None:
+        """Whether somebody wants it up; None where nobody said so (an ad-hoc server)."""
+        return self.life.is_desired if self.policy.is_wanted else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +122,9 @@ class AgentSnapshot:
 
     `is_ready` is true once the configuration is loaded and every server had its first look.
     `dropped` counts, by kind, whatever a bound made the agent leave out.
-    `generation` changes with every published change: it makes a cheap ETag.
+    `generation` changes with every published change: it makes a cheap ETag. `discovered` is how
+    many vLLM servers the last look at the host's processes found, None where it is blind or off.
+    `sights` is what the agent may see of the host, whatever server it is about.
     """
 
     started: Instant
@@ -115,6 +135,8 @@ class AgentSnapshot:
     dropped: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     config_load_unix_seconds: float | None = None
     is_config_load_successful: bool = True
+    discovered: int | None = None
+    sights: tuple[Sight, ...] = ()
 
     def server(self, name: str) -> ServerSnapshot | None:
         """The server of that name, or None."""

@@ -35,7 +35,8 @@ class EndingEvidence:
     `oom_kills` is by how much oom_kill rose in its cgroup, `xid` a GPU fault on one of its devices.
     `logged_cause` is a classified line of its log. `stop_sign_seconds` is when systemd or a log
     line first said that it is being stopped; `engine_death_logged_seconds` when its log first
-    told of an engine's death.
+    told of an engine's death. `at_close` is None where nobody looked at the close, empty where the
+    main process was alone.
     """
 
     is_asked: bool = False
@@ -44,7 +45,7 @@ class EndingEvidence:
     main_exit_seconds: float | None = None
     main_was_exiting_at_close: bool | None = None
     close_seconds: float | None = None
-    at_close: tuple[ComponentAtClose, ...] = ()
+    at_close: tuple[ComponentAtClose, ...] | None = None
     exits: tuple[ComponentExit, ...] = ()
     oom_kills: int | None = None
     xid: int | None = None
@@ -152,7 +153,7 @@ def _troubles(seen: EndingEvidence) -> list[tuple[float, str]]:
             text = f"{ended.role} was killed {early:.1f} s before the listener closed"
             troubles.append((ended.at_seconds, text))
     if seen.close_seconds is not None and seen.main_was_exiting_at_close is False:
-        alive = sorted(c.role for c in seen.at_close if c.is_alive)
+        alive = sorted(c.role for c in seen.at_close or () if c.is_alive)
         if alive:
             text = f"{', '.join(alive)} still alive when the listener closed"
             troubles.append((seen.close_seconds, text))
@@ -184,7 +185,9 @@ def _main_process(seen: EndingEvidence) -> Verdict | None:
 
 
 def _orderly(seen: EndingEvidence) -> Verdict | None:
-    if seen.close_seconds is None or any(c.is_alive for c in seen.at_close):
+    if seen.close_seconds is None or seen.at_close is None:
+        return None
+    if any(c.is_alive for c in seen.at_close):
         return None
     text = "every other process was gone or on its way out when the listener closed"
     return Verdict(ServerState.STOPPED, None, 6, (text,))

@@ -18,7 +18,7 @@ from vllm_agent.lifecycle.states import PHASE_STATE, Initiator, Phase, ServerSta
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vllm_agent.observations import Instant
+    from vllm_agent.observations import Instant, ProcessId
 
 _Key = TypeVar("_Key")
 
@@ -29,12 +29,20 @@ _END_OF_PHASE: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator asked for, as far as decisions need it. Durations in seconds."""
+    """What the operator asked for, as far as decisions need it. Durations in seconds.
+
+    `is_local` is whether its processes are seen, `has_http` whether it answers HTTP at all
+    (a headless node does not). `is_wanted` is whether anybody wants it up: an ad-hoc `vllm serve`
+    in a shell nobody is paged for.
+    """
 
     failure_threshold: int = 3
     max_restarts: int = 3
     restart_window_seconds: float = 60.0
     expected_model: str | None = None
+    is_local: bool = False
+    has_http: bool = True
+    is_wanted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +50,15 @@ class Launch:
     """One life of a server's process.
 
     `start_seconds` is its start in unix time; None where the server does not say (several API
-    servers, a load balancer). `number` counts the launches seen of this server, from 1.
+    servers, a load balancer). `number` counts the launches seen of this server, from 1. `process`
+    is its main process, None where processes are not seen.
     """
 
     number: int
     start_seconds: float | None
     first_seen: Instant
     has_served: bool = False
+    process: ProcessId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,9 @@ class Memory:
 
     `entered_unix_seconds` is when the state of `phase` was entered; None where that state was never
     shown. `model_name` and `version` are the last ones known, by whoever looks at the server.
+    `process` is the main process of the newest launch, `launch_has_served` whether that launch
+    served. `url` is where a discovered server was, None for a configured one; `is_wanted` and
+    `is_forgotten` are of a discovered one too: whether it was supervised, and whether it left.
     """
 
     phase: Phase
@@ -125,6 +138,12 @@ class Memory:
     last_ending: Ending | None = None
     model_name: str | None = None
     version: str | None = None
+    process: ProcessId | None = None
+    launch_has_served: bool = False
+    url: str | None = None
+    is_discovered: bool = False
+    is_wanted: bool = True
+    is_forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

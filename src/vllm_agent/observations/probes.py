@@ -1,24 +1,13 @@
-"""Frozen facts from outside: what a probe, a connection or a process told the agent.
-
-No judgement here, and no I/O. Unknown is None, never 0.
-"""
+"""Frozen facts about what probes of a server were answered. Unknown is None, never 0."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-
-@dataclass(frozen=True, slots=True)
-class Instant:
-    """One moment on both clocks: monotonic for durations and deadlines, unix for people."""
-
-    monotonic_seconds: float
-    unix_seconds: float
-
-    def since(self, earlier: Instant) -> float:
-        """Seconds from `earlier` to here, by the clock that never steps."""
-        return self.monotonic_seconds - earlier.monotonic_seconds
+if TYPE_CHECKING:
+    from vllm_agent.observations.instant import Instant
 
 
 class Probe(StrEnum):
@@ -71,12 +60,32 @@ class MetricsFacts:
     model_names: tuple[str, ...] = ()
 
 
+class Listener(StrEnum):
+    """Whose the listening socket of a local server's port is."""
+
+    OWN = "own"
+    STRANGER = "stranger"
+
+
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """One TCP (or unix) connect to a local server that has not served yet, nothing sent.
+
+    `is_accepted` is whether a socket of its own took it. `out_of_reach` says, in a sentence, that
+    the server listens where the agent cannot connect to; None where it does not listen.
+    """
+
+    is_accepted: bool
+    out_of_reach: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeRound:
     """One look at a server: the requests sent back to back and what their answers said.
 
     `results` holds only what was asked: a round ends at its first failure to reach the server.
     `model_names` is None where /v1/models was not asked or its answer is no evidence (401, 403).
+    `listener` is whose socket answered; None where that cannot be told.
     """
 
     started: Instant
@@ -85,47 +94,8 @@ class ProbeRound:
     model_names: tuple[str, ...] | None = None
     metrics: MetricsFacts | None = None
     version: str | None = None
+    listener: Listener | None = None
 
     def result(self, probe: Probe) -> ProbeResult | None:
         """The result of `probe`, or None if this round did not ask it."""
         return next((r for r in self.results if r.probe is probe), None)
-
-
-class ComponentRole(StrEnum):
-    """The parts of a vLLM's process tree."""
-
-    API_SERVER = "api_server"
-    ENGINE_CORE = "engine_core"
-    WORKER = "worker"
-
-
-@dataclass(frozen=True, slots=True)
-class ComponentAtClose:
-    """A process of the tree, other than the main one, at the moment the listener closed.
-
-    `is_exiting` is PF_EXITING of /proc/PID/stat; `has_kill_pending` is SIGKILL in ShdPnd or SigPnd
-    of /proc/PID/status.
-    """
-
-    role: ComponentRole
-    is_gone: bool
-    is_exiting: bool
-    has_kill_pending: bool
-
-    @property
-    def is_alive(self) -> bool:
-        """Running on, with nothing that says it is about to end."""
-        return not (self.is_gone or self.is_exiting or self.has_kill_pending)
-
-
-@dataclass(frozen=True, slots=True)
-class ComponentExit:
-    """The end of a process of the tree other than the main one.
-
-    `wait_status` is what waitpid(2) reports; None where the kernel would not tell us.
-    `at_seconds` is on the monotonic clock.
-    """
-
-    role: ComponentRole
-    at_seconds: float
-    wait_status: int | None

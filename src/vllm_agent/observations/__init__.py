@@ -1,0 +1,48 @@
+"""Frozen facts from outside: what a probe, a connection or a process told the agent.
+
+No judgement here, and no I/O. Unknown is None, never 0.
+"""
+
+from vllm_agent.observations.instant import Instant
+from vllm_agent.observations.probes import (
+    Knock,
+    Listener,
+    MetricsFacts,
+    Probe,
+    ProbeCause,
+    ProbeResult,
+    ProbeRound,
+)
+from vllm_agent.observations.processes import (
+    Component,
+    ComponentAtClose,
+    ComponentExit,
+    ComponentRole,
+    ProcessId,
+    ProcessTree,
+    Sight,
+    Sighting,
+    SightKind,
+    VllmCommand,
+)
+
+__all__ = [
+    "Component",
+    "ComponentAtClose",
+    "ComponentExit",
+    "ComponentRole",
+    "Instant",
+    "Knock",
+    "Listener",
+    "MetricsFacts",
+    "Probe",
+    "ProbeCause",
+    "ProbeResult",
+    "ProbeRound",
+    "ProcessId",
+    "ProcessTree",
+    "Sight",
+    "SightKind",
+    "Sighting",
+    "VllmCommand",
+]
