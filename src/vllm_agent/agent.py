@@ -14,24 +14,26 @@ from vllm_agent import __version__, log
 from vllm_agent.expose.exposition import Exposition
 from vllm_agent.expose.http_api import control_app, read_app
 from vllm_agent.host.clock import now
-from vllm_agent.host.vllm_eyes import HttpEyes
-from vllm_agent.lifecycle.server_life import Policy
+from vllm_agent.host.discovery import Discovery
+from vllm_agent.host.local_launch import LocalHost
+from vllm_agent.host.proc import Proc
+from vllm_agent.host.process_table import ProcessTable
+from vllm_agent.lifecycle.states import LifecycleMode
 from vllm_agent.publication import Publication
-from vllm_agent.server_runner import ServerRunner, Watched
+from vllm_agent.roster import Roster
 from vllm_agent.snapshot import CollectorSnapshot
 from vllm_agent.store import StateDirectoryInUse, Store
 from vllm_agent.web_server import CannotListen, WebServer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from aiohttp import web
 
-    from vllm_agent.config import Config, ServerConfig
+    from vllm_agent.config import Config
     from vllm_agent.config.flags import Settings
-
-FIRST_LOOKS_AT_ONCE: Final = 64
-"""First looks under way at a time: a thousand at once would time out by their own weight."""
+    from vllm_agent.host.proc import ProcessStat
+    from vllm_agent.observations import Sight
 
 GC_ALLOCATIONS: Final = 10_000
 """Allocations before the youngest generation is looked through, instead of Python's 700: a scrape
@@ -39,9 +41,6 @@ and a look make thousands of short-lived values, and none in a cycle."""
 
 CONTROL_RETRY_SECONDS: Final = 30.0
 """How often a control socket that could not be made is tried again, as the store does."""
-
-FAULT_PAUSE_SECONDS: Final = 5.0
-"""Pause before a runner that ended by a fault of ours begins again."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -70,10 +69,11 @@ class _Agent:
     def __init__(self, settings: Settings, config: Config) -> None:
         self._settings = settings
         self._config = config
-        self._runners: dict[str, ServerRunner] = {}
         self._left_out: Counter[str] = Counter()
         self._control_retry: asyncio.Task[None] | None = None
+        self._discovery: Discovery | None = None
         self._store: Store
+        self._roster: Roster
         self._exposition: Exposition
 
     async def run(self) -> None:
@@ -83,23 +83,71 @@ class _Agent:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, _say_reload_is_missing)
         self._store = await Store.open(self._settings.state_dir, clock=now)
-        publication = Publication(now(), self._collectors, self._dropped)
+        source = self._config.source
+        publication = Publication(
+            now(),
+            self._collectors,
+            self._dropped,
+            discovered=self._discovered,
+            sights=self._sights,
+            config_file=None if source is None else str(source),
+        )
         self._exposition = Exposition(publication.current, now, self._count_dropped)
+        self._build(publication)
         web_server = WebServer()
         try:
             await self._listen(web_server, publication)
-            self._build_runners(publication)
             await self._watch(publication, stop)
         finally:
             await web_server.close()
             await self._store.close()
         _LOGGER.info("stopped")
 
+    def _build(self, publication: Publication) -> None:
+        proc = Proc()
+        table = ProcessTable(proc, now)
+        self._roster = roster = Roster(
+            self._config,
+            store=self._store,
+            publication=publication,
+            host=LocalHost(proc, table.now, now, self._count_dropped),
+            clock=now,
+            count_dropped=self._count_dropped,
+        )
+        is_local = any(s.mode is not LifecycleMode.EXTERNAL for s in self._config.servers)
+        if not is_local and not self._config.discovery.enabled:
+            if not self._config.servers:
+                text = "no server is configured and discovery is off: there is nothing to watch"
+                _LOGGER.warning(text)
+            return
+
+        def arrived(stats: Sequence[ProcessStat]) -> None:
+            table.arrived(stats)
+            roster.arrived(stats)
+
+        self._discovery = Discovery(
+            proc,
+            found=roster.found,
+            arrived=arrived,
+            clock=now,
+            count_dropped=self._count_dropped,
+            max_servers=self._config.discovery.max_servers,
+            is_wanted=roster.is_configured,
+        )
+
     async def _listen(self, web_server: WebServer, publication: Publication) -> None:
         current, history = publication.current, self._store.history
         telemetry_path = self._settings.telemetry_path
         metrics = self._exposition.handle
-        control = control_app(current, now, history, metrics, telemetry_path, self._set_maintenance)
+        control = control_app(
+            current,
+            now,
+            history,
+            metrics,
+            telemetry_path,
+            self._roster.set_maintenance,
+            self._roster.forget,
+        )
         if not await self._serve_control(web_server, control):
             again = self._serve_control_later(web_server, control)
             self._control_retry = asyncio.create_task(again, name="control socket")
@@ -125,46 +173,33 @@ class _Agent:
                 _LOGGER.info("the control socket is there again")
                 return
 
-    def _build_runners(self, publication: Publication) -> None:
-        first_looks = asyncio.Semaphore(FIRST_LOOKS_AT_ONCE)
-        for server in self._config.servers:
-            self._runners[server.name] = ServerRunner(
-                _watched(server),
-                eyes=HttpEyes.of(server, now),
-                recorder=self._store,
-                publish=publication.publish,
-                clock=now,
-                first_looks=first_looks,
-            )
-        if not self._runners:
-            _LOGGER.warning("no server is configured: write servers to --config.file")
-
     async def _watch(self, publication: Publication, stop: asyncio.Event) -> None:
+        await self._roster.begin()
         tasks = [
-            asyncio.create_task(_supervised(name, runner), name=f"server {name}")
-            for name, runner in self._runners.items()
+            asyncio.create_task(self._roster.leave_when_due(), name="leave"),
+            asyncio.create_task(self._become_ready(publication), name="become ready"),
         ]
-        ready = asyncio.create_task(self._become_ready(publication))
+        if self._discovery is not None:
+            tasks.append(asyncio.create_task(self._discovery.run(), name="discovery"))
         try:
             await stop.wait()
         finally:
             _LOGGER.info("stopping")
-            tasks.append(ready)
             if self._control_retry is not None:
                 tasks.append(self._control_retry)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._roster.end()
 
     async def _become_ready(self, publication: Publication) -> None:
-        for runner in self._runners.values():
-            await runner.first_look_done.wait()
+        if self._discovery is not None:
+            await self._discovery.first_look_done.wait()
+            self._roster.first_look_over(self._discovery.strays)
+        await self._roster.wait_first_looks()
         _settle_garbage_collection()
         publication.become_ready()
-        _LOGGER.info("ready", extra={"servers": len(self._runners)})
-
-    async def _set_maintenance(self, server: str, until_unix_seconds: float | None) -> None:
-        await self._runners[server].set_maintenance(until_unix_seconds)
+        _LOGGER.info("ready", extra={"servers": len(list(self._roster.runners))})
 
     def _collectors(self) -> tuple[CollectorSnapshot, ...]:
         status = self._store.status
@@ -175,12 +210,15 @@ class _Agent:
             last_success_unix_seconds=status.last_success_unix_seconds,
             detail=status.detail,
         )
-        return (self._probes(), store)
+        if self._discovery is None:
+            return (self._probes(), store)
+        return (self._discovery.status, self._probes(), store)
 
     def _probes(self) -> CollectorSnapshot:
-        looks = [r.last_look for r in self._runners.values() if r.last_look is not None]
+        runners = list(self._roster.runners)
+        looks = [r.last_look for r in runners if r.last_look is not None]
         newest = max(looks, key=lambda look: look.finished.monotonic_seconds, default=None)
-        faulty = sum(runner.is_faulty for runner in self._runners.values())
+        faulty = sum(runner.is_faulty for runner in runners)
         return CollectorSnapshot(
             name="probes",
             is_up=not faulty,
@@ -189,37 +227,17 @@ class _Agent:
             detail=f"{faulty} server(s) cannot be looked at: see the log" if faulty else "",
         )
 
+    def _discovered(self) -> int | None:
+        return None if self._discovery is None else self._discovery.servers
+
+    def _sights(self) -> tuple[Sight, ...]:
+        return () if self._discovery is None else self._discovery.sights
+
     def _count_dropped(self, kind: str) -> None:
         self._left_out[kind] += 1
 
     def _dropped(self) -> Mapping[str, int]:
         return self._left_out + Counter(self._store.dropped)
-
-
-def _watched(server: ServerConfig) -> Watched:
-    return Watched(
-        name=server.name,
-        mode=server.mode,
-        url=str(server.url),
-        policy=Policy(
-            failure_threshold=server.probe.failure_threshold,
-            max_restarts=server.restart.max_restarts,
-            restart_window_seconds=server.restart.window_seconds,
-            expected_model=server.model,
-        ),
-        interval_seconds=server.probe.interval_seconds,
-    )
-
-
-async def _supervised(name: str, runner: ServerRunner) -> None:
-    """A fault in one server's runner must not end the others, nor the watching of this one."""
-    while True:
-        try:
-            await runner.run()
-        except Exception:
-            _LOGGER.exception("a runner ended by a fault of the agent", extra={"server": name})
-        runner.is_faulty = True
-        await asyncio.sleep(FAULT_PAUSE_SECONDS)
 
 
 def _settle_garbage_collection() -> None:

@@ -10,8 +10,16 @@ from vllm_agent.snapshot import AgentSnapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vllm_agent.observations import Instant
+    from vllm_agent.observations import Instant, Sight
     from vllm_agent.snapshot import CollectorSnapshot, ServerSnapshot
+
+
+def _unknown() -> int | None:
+    return None
+
+
+def _nothing() -> tuple[Sight, ...]:
+    return ()
 
 
 class Publication:
@@ -22,10 +30,17 @@ class Publication:
         started: Instant,
         collectors: Callable[[], tuple[CollectorSnapshot, ...]],
         dropped: Callable[[], Mapping[str, int]],
+        *,
+        discovered: Callable[[], int | None] = _unknown,
+        sights: Callable[[], tuple[Sight, ...]] = _nothing,
+        config_file: str | None = None,
     ) -> None:
         self._started = started
         self._collectors = collectors
         self._dropped = dropped
+        self._discovered = discovered
+        self._sights = sights
+        self._config_file = config_file
         self._servers: dict[str, ServerSnapshot] = {}
         self._generation = 0
         self._is_ready = False
@@ -33,6 +48,11 @@ class Publication:
     def publish(self, server: ServerSnapshot) -> None:
         """Replaces what is known of one server."""
         self._servers[server.name] = server
+        self._generation += 1
+
+    def remove(self, server: str) -> None:
+        """Forgets one server."""
+        self._servers.pop(server, None)
         self._generation += 1
 
     def become_ready(self) -> None:
@@ -50,4 +70,7 @@ class Publication:
             collectors=self._collectors(),
             dropped=MappingProxyType(dict(self._dropped())),
             config_load_unix_seconds=self._started.unix_seconds,
+            discovered=self._discovered(),
+            sights=self._sights(),
+            config_file=self._config_file,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,13 +17,18 @@ from typing import TYPE_CHECKING, Final, Protocol
 from vllm_agent.lifecycle.events import (
     ConnectionClosed,
     DropConnection,
+    Follow,
     KeepConnection,
+    Knocked,
     Looked,
     LookNow,
     MaintenanceSet,
+    ProcessAppeared,
+    ProcessMissing,
     Ticked,
+    TreeSeen,
 )
-from vllm_agent.lifecycle.pace import next_deadline_seconds, next_look_seconds
+from vllm_agent.lifecycle.pace import is_knocked_at, next_deadline_seconds, next_look_seconds
 from vllm_agent.lifecycle.server_life import Memory, ServerLife
 from vllm_agent.lifecycle.states import Phase, ServerState
 from vllm_agent.lifecycle.step import step
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, Transition
     from vllm_agent.lifecycle.states import LifecycleMode
     from vllm_agent.lifecycle.step import Step
-    from vllm_agent.observations import Instant, ProbeRound
+    from vllm_agent.observations import Instant, Knock, ProbeRound, Sight, Sighting
 
 MODELS_INTERVAL_SECONDS: Final = 60.0
 """Models are listed again after this long: the list of a launch rarely changes."""
@@ -77,6 +83,22 @@ class Eyes(Protocol):
         """Closes the idle connection, if there is one, without a call of `on_close`."""
 
 
+class Processes(Protocol):
+    """How the processes of a local server are followed; `host.local_server` is the real one."""
+
+    def follow(self, sighting: Sighting, tell: Callable[[Event], None]) -> None:
+        """Follows a launch, as well as those before it, and tells of it until its last process."""
+
+    async def knock(self) -> Knock:
+        """Connects to the server and sends nothing. Never raises for what a server does."""
+
+    def sights(self) -> tuple[Sight, ...]:
+        """What can be seen of the newest launch, and what cannot."""
+
+    def close(self) -> None:
+        """Follows nothing any more."""
+
+
 class Recorder(Protocol):
     """Where what happened is kept; `store` is the real one."""
 
@@ -96,13 +118,14 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What a runner needs to know of a server."""
+    """What a runner needs to know of a server; `url` is empty where only a process will tell."""
 
     name: str
     mode: LifecycleMode
     url: str
     policy: Policy
     interval_seconds: float
+    is_discovered: bool = False
 
 
 class ServerRunner:
@@ -117,9 +140,11 @@ class ServerRunner:
         publish: Callable[[ServerSnapshot], None],
         clock: Callable[[], Instant],
         first_looks: asyncio.Semaphore,
+        processes: Processes | None = None,
     ) -> None:
         self._watched = watched
         self._eyes = eyes
+        self._processes = processes
         self._recorder = recorder
         self._publish = publish
         self._clock = clock
@@ -129,15 +154,17 @@ class ServerRunner:
             name=watched.name,
             mode=watched.mode,
             url=watched.url,
-            is_discovered=False,
+            is_discovered=watched.is_discovered,
             policy=watched.policy,
             life=ServerLife.begun(watched.policy, None, clock()),
             probes=MappingProxyType({probe: ProbeStats() for probe in Probe}),
         )
         self._memory: Memory | None = None
+        self._is_forgotten = False
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
-        self._look_due_seconds = 0.0
+        # A local server is looked at once there is a process to look at.
+        self._look_due_seconds = math.inf if watched.policy.is_local else 0.0
         self._models_due_seconds = 0.0
         self._version_launch: int | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -151,6 +178,24 @@ class ServerRunner:
         """The newest published value."""
         return self._snapshot
 
+    @property
+    def _policy(self) -> Policy:
+        return self._snapshot.policy
+
+    def tell(self, event: Event) -> None:
+        """Puts an event into the inbox."""
+        self._inbox.put_nowait((event, None))
+
+    def appear(self, sighting: Sighting, policy: Policy) -> None:
+        """Gives it a main process, and the policy that fits this launch."""
+        self._snapshot = replace(self._snapshot, policy=policy)
+        self.tell(ProcessAppeared(sighting))
+
+    async def forget(self) -> None:
+        """Makes its memory say that it left. Its task has to be cancelled after this."""
+        self._is_forgotten = True
+        await self._recorder.commit(self._watched.name, self._to_remember(self._snapshot))
+
     async def set_maintenance(self, until_unix_seconds: float | None) -> None:
         """Begins (infinity: without an end) or ends (None) maintenance; returns once committed."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -162,25 +207,32 @@ class ServerRunner:
         now = self._clock()
         memory = await self._recorder.recall(self._watched.name)
         self._memory = memory
-        life = ServerLife.begun(self._watched.policy, memory, now)
+        life = ServerLife.begun(self._policy, memory, now)
         self._snapshot = replace(self._snapshot, life=life)
         if memory is not None:
             self._snapshot = replace(
                 self._snapshot, model_name=memory.model_name, version=memory.version
             )
         self._publish(self._snapshot)
+        if self._snapshot.sighting is not None:
+            # Begun again after a fault: what was followed then is followed no more.
+            self.tell(ProcessAppeared(self._snapshot.sighting))
         try:
-            async with self._first_looks:
-                self._start_look()
-                while not self.first_look_done.is_set():
-                    await self._turn()
-            # Spread over the interval, so that a thousand servers are not asked in one burst.
-            due = self._look_due_seconds - random.random() * self._spread_seconds()  # noqa: S311 - no secret
-            self._look_due_seconds = _in_slot(due, self._watched.interval_seconds)
+            if not self._policy.is_local:
+                await self._look_first()
             while True:
                 await self._turn()
         finally:
             await self._let_go()
+
+    async def _look_first(self) -> None:
+        async with self._first_looks:
+            self._start_look()
+            while not self.first_look_done.is_set():
+                await self._turn()
+        # Spread over the interval, so that a thousand servers are not asked in one burst.
+        due = self._look_due_seconds - random.random() * self._spread_seconds()  # noqa: S311 - no secret
+        self._look_due_seconds = _in_slot(due, self._watched.interval_seconds)
 
     async def _turn(self) -> None:
         """Handles one event, or starts the look that is due."""
@@ -199,9 +251,9 @@ class ServerRunner:
 
     def _wait_seconds(self) -> float | None:
         now = self._clock()
-        deadline = next_deadline_seconds(self._snapshot.life, self._watched.policy, now)
+        deadline = next_deadline_seconds(self._snapshot.life, self._policy, now)
         due = [] if deadline is None else [deadline]
-        if self._looking is None:
+        if self._looking is None and self._look_due_seconds != math.inf:
             due.append(self._look_due_seconds - now.monotonic_seconds)
         return max(0.0, min(due)) if due else None
 
@@ -211,31 +263,45 @@ class ServerRunner:
 
     async def _handle(self, event: Event) -> None:
         now = self._clock()
-        result = step(self._snapshot.life, event, self._watched.policy, now)
-        snapshot = replace(self._snapshot, life=result.life)
-        if isinstance(event, Looked):
-            snapshot = _with_look(snapshot, event.look, now)
+        result = step(self._snapshot.life, event, self._policy, now)
+        snapshot = _with_event(replace(self._snapshot, life=result.life), event, now)
+        if isinstance(event, TreeSeen) and self._processes is not None:
+            snapshot = replace(snapshot, sights=self._processes.sights())
+        before = self._snapshot.life
         await self._commit(snapshot, result)
         if isinstance(event, Looked):
-            self._plan_next_look(event.look, now)
+            self._plan_look_after(event.look, now)
+        elif self._policy.is_local and _changes_pace(event, before, result.life):
+            self._plan_look(now)
         for effect in result.effects:
             self._execute(effect)
-        if isinstance(event, Looked):
+        if isinstance(event, Looked | Knocked | ProcessMissing):
             self.first_look_done.set()
 
     async def _commit(self, snapshot: ServerSnapshot, result: Step) -> None:
         """Keeps, logs and publishes a change, in this order and only here."""
-        memory = replace(
-            result.life.memory, model_name=snapshot.model_name, version=snapshot.version
-        )
+        memory = self._to_remember(snapshot)
         if memory != self._memory or result.transition is not None:
+            first_served = result.life.has_served_now and not self._snapshot.life.has_served_now
+            launch = result.life.launch if first_served else result.launch
             await self._recorder.commit(
-                self._watched.name, memory, result.transition, result.ending, result.launch
+                self._watched.name, memory, result.transition, result.ending, launch
             )
             self._memory = memory
         self._log(result)
         self._snapshot = snapshot
         self._publish(snapshot)
+
+    def _to_remember(self, snapshot: ServerSnapshot) -> Memory:
+        return replace(
+            snapshot.life.memory,
+            model_name=snapshot.model_name,
+            version=snapshot.version,
+            url=snapshot.url if self._watched.is_discovered else None,
+            is_discovered=self._watched.is_discovered,
+            is_wanted=snapshot.policy.is_wanted,
+            is_forgotten=self._is_forgotten,
+        )
 
     def _log(self, result: Step) -> None:
         name, before = self._watched.name, self._snapshot.life
@@ -259,8 +325,8 @@ class ServerRunner:
         if result.life.is_load_balanced and not before.is_load_balanced:
             text = "a load balancer answers here: restarts are no longer compared by start time"
             _LOGGER.warning(text, extra={"server": name})
-        if result.life.is_desired != before.is_desired:
-            text = "maintenance ended" if result.life.is_desired else "maintenance began"
+        if result.life.is_in_maintenance != before.is_in_maintenance:
+            text = "maintenance began" if result.life.is_in_maintenance else "maintenance ended"
             _LOGGER.info(text, extra={"server": name})
 
     def _execute(self, effect: Effect) -> None:
@@ -274,20 +340,20 @@ class ServerRunner:
                 self._keep_connection()
             case DropConnection():
                 self._drop_connection()
+            case Follow(sighting):
+                # What was held on to was another launch's.
+                self._drop_connection()
+                if self._processes is not None:
+                    self._processes.follow(sighting, self.tell)
 
     def _start_look(self) -> None:
         self._look_again = False
         self._looking = asyncio.create_task(self._look(), name=f"look {self._watched.name}")
 
     async def _look(self) -> None:
-        life, now = self._snapshot.life, self._clock()
-        is_due = now.monotonic_seconds >= self._models_due_seconds
+        now = self._clock()
         try:
-            look = await self._eyes.look(
-                # Every look asks while checks fail, so that a missing model reaches the threshold.
-                ask_models=is_due or life.phase is not Phase.READY or life.consecutive_failures > 0,
-                ask_version=self._version_launch is None,
-            )
+            event = await self._knock_or_look(now)
         except Exception:
             # A fault of ours, not of the server: say so, and keep looking.
             _LOGGER.exception("could not look", extra={"server": self._watched.name})
@@ -296,12 +362,34 @@ class ServerRunner:
             self._inbox.put_nowait((Ticked(), None))
             self.first_look_done.set()
         else:
-            self.is_faulty, self.last_look = False, look
-            self._inbox.put_nowait((Looked(look), None))
+            self.is_faulty = False
+            if isinstance(event, Looked):
+                self.last_look = event.look
+            self.tell(event)
         finally:
             self._looking = None
 
-    def _plan_next_look(self, look: ProbeRound, now: Instant) -> None:
+    async def _knock_or_look(self, now: Instant) -> Looked | Knocked:
+        life = self._snapshot.life
+        launch = life.launch
+        if (
+            is_knocked_at(life, self._policy)
+            and self._processes is not None
+            and launch is not None
+            and launch.process is not None
+        ):
+            knock = await self._processes.knock()
+            if not knock.is_accepted:
+                return Knocked(launch.process, knock)
+        is_due = now.monotonic_seconds >= self._models_due_seconds
+        look = await self._eyes.look(
+            # Every look asks while checks fail, so that a missing model reaches the threshold.
+            ask_models=is_due or life.phase is not Phase.READY or life.consecutive_failures > 0,
+            ask_version=self._version_launch is None,
+        )
+        return Looked(look)
+
+    def _plan_look_after(self, look: ProbeRound, now: Instant) -> None:
         life = self._snapshot.life
         models = look.result(Probe.MODELS)
         if models is not None and models.is_success:
@@ -313,12 +401,21 @@ class ServerRunner:
             self._version_launch = launch if was_asked else None
             self._models_due_seconds = self._models_due_seconds if was_asked else 0.0
         interval = self._watched.interval_seconds
-        wait = next_look_seconds(life, interval, now)
+        wait = next_look_seconds(life, self._policy, interval, now)
         # A steady rhythm counts from the beginning of a look, a shorter pause from its end.
         since = look.started if wait >= interval else now
         due = since.monotonic_seconds + wait
-        self._look_due_seconds = _in_slot(due, interval) if wait >= interval else due
+        is_steady = interval <= wait < math.inf
+        self._look_due_seconds = _in_slot(due, interval) if is_steady else due
         if self._look_again:
+            self._start_look()
+
+    def _plan_look(self, now: Instant) -> None:
+        wait = next_look_seconds(
+            self._snapshot.life, self._policy, self._watched.interval_seconds, now
+        )
+        self._look_due_seconds = now.monotonic_seconds + wait
+        if self._look_again and self._looking is None:
             self._start_look()
 
     def _keep_connection(self) -> None:
@@ -351,12 +448,41 @@ class ServerRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._processes is not None:
+            self._processes.close()
+
+
+def _changes_pace(event: Event, before: ServerLife, after: ServerLife) -> bool:
+    """Whether a local server is to be looked at another time than was planned."""
+    return (
+        isinstance(event, Knocked | ProcessAppeared)
+        or after.phase is not before.phase
+        or after.engine_gone_since != before.engine_gone_since
+    )
 
 
 def _in_slot(due_seconds: float, interval_seconds: float) -> float:
     """The nearest beginning of a slot, so that a rhythm neither drifts nor loses a slot."""
     slot_seconds = interval_seconds / SLOTS_PER_INTERVAL
     return round(due_seconds / slot_seconds) * slot_seconds
+
+
+def _with_event(snapshot: ServerSnapshot, event: Event, now: Instant) -> ServerSnapshot:
+    """What an event tells beside what it decides."""
+    match event:
+        case Looked(look):
+            return _with_look(snapshot, look, now)
+        case TreeSeen(tree):
+            return replace(snapshot, tree=tree)
+        case ProcessAppeared(sighting):
+            return replace(
+                snapshot,
+                sighting=sighting,
+                url=sighting.url or snapshot.url,
+                model_name=sighting.command.served_name or snapshot.model_name,
+            )
+        case _:
+            return snapshot
 
 
 def _with_look(snapshot: ServerSnapshot, look: ProbeRound, now: Instant) -> ServerSnapshot:

@@ -124,7 +124,8 @@ class AgentSnapshot:
     `dropped` counts, by kind, whatever a bound made the agent leave out.
     `generation` changes with every published change: it makes a cheap ETag. `discovered` is how
     many vLLM servers the last look at the host's processes found, None where it is blind or off.
-    `sights` is what the agent may see of the host, whatever server it is about.
+    `sights` is what the agent may see of the host, whatever server it is about. `config_file` is
+    the file of its configuration, None where there is none.
     """
 
     started: Instant
@@ -137,6 +138,7 @@ class AgentSnapshot:
     is_config_load_successful: bool = True
     discovered: int | None = None
     sights: tuple[Sight, ...] = ()
+    config_file: str | None = None
 
     def server(self, name: str) -> ServerSnapshot | None:
         """The server of that name, or None."""

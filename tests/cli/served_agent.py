@@ -44,7 +44,13 @@ class ServedAgent(FakeAgent):
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = control_app(
-            self.current, lambda: NOW, self.history, self.metrics, "/metrics", self.maintenance
+            self.current,
+            lambda: NOW,
+            self.history,
+            self.metrics,
+            "/metrics",
+            self.maintenance,
+            self.forget,
         )
         app.on_response_prepare.append(self._count)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

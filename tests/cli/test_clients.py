@@ -1,4 +1,4 @@
-"""`wait` and `maintenance`, and what every client says when there is no agent."""
+"""`wait`, `maintenance` and `forget`, and what every client says when there is no agent."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.expose.snapshots import NOW, crashed_server, life, server
+from tests.expose.snapshots import (
+    ENGINE,
+    NOW,
+    crashed_server,
+    ended_local_server,
+    life,
+    local_server,
+    server,
+    sighting,
+    tree,
+)
 from vllm_agent.cli import agent_client, main, wait
 from vllm_agent.cli.agent_client import SERVERS_PATH, SOCKET_NAME, AgentClient
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Transition
 from vllm_agent.lifecycle.states import Phase
-from vllm_agent.observations import Instant
+from vllm_agent.observations import Instant, Sight, SightKind
+from vllm_agent.snapshot import CollectorSnapshot
 from vllm_agent.store import History
 
 CLIENTS = (
@@ -25,6 +36,7 @@ CLIENTS = (
     ["history", "llama"],
     ["wait", "llama", "--for=running"],
     ["maintenance", "llama", "on"],
+    ["forget", "llama"],
 )
 
 
@@ -113,6 +125,7 @@ def test_a_bad_folder_is_a_problem_of_configuration(capfd) -> None:
         ["history", "lama"],
         ["wait", "lama", "--for=running"],
         ["maintenance", "lama", "on"],
+        ["forget", "lama"],
     ],
 )
 def test_an_unknown_server_is_told_near_names(cli, command) -> None:
@@ -242,6 +255,28 @@ def test_maintenance_with_a_bad_duration(cli, served, words) -> None:
     assert served.asked_maintenance == []
 
 
+def test_forget(cli, served) -> None:
+    served.show(ended_local_server(), server())
+
+    outcome = cli("forget", "qwen")
+
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == "qwen is forgotten until it is started again\n"
+    assert served.asked_forget == ["qwen"]
+    assert cli("forget", "qwen").code == 1
+
+
+def test_forget_what_lives_or_is_configured(cli, served) -> None:
+    served.show(local_server("alive"), server("configured"))
+
+    alive, configured = cli("forget", "alive"), cli("forget", "configured")
+
+    assert (alive.code, configured.code) == (1, 1)
+    assert "'alive' is running" in alive.err
+    assert "Remove it from the configuration file" in configured.err
+    assert served.asked_forget == []
+
+
 def test_names_with_any_character_reach_the_agent(cli, served) -> None:
     served.show(server("a/b%2F?#ü"))
 
@@ -252,11 +287,23 @@ def test_names_with_any_character_reach_the_agent(cli, served) -> None:
 def test_a_terminal_does_not_obey_what_a_server_says(cli, served) -> None:
     hostile = "\x1b[2J\x1b]0;gone\x07\u202eevil\n"
     changed = replace(life(Phase.UNREADY), reason=Reason.UNHEALTHY, detail=hostile)
-    served.show(server(model_name=hostile, version=hostile, life=changed))
+    hidden = (Sight(SightKind.LOG, is_visible=False, why_not=hostile, fix=hostile),)
+    served.show(
+        local_server(
+            model_name=hostile,
+            version=hostile,
+            life=changed,
+            sighting=sighting(unit=hostile),
+            tree=tree(components=(replace(ENGINE, rank=hostile),)),
+            sights=hidden,
+        ),
+        sights=hidden,
+        collectors=(CollectorSnapshot(hostile, is_up=False, detail=hostile),),
+    )
     at = Instant(0.0, 1.0)
     served.past = History((Transition(at, Phase.READY, Phase.LOST, None, hostile),))
 
-    for command in (["status"], ["status", "llama"], ["history", "llama"]):
+    for command in (["status"], ["status", "llama"], ["history", "llama"], ["doctor"]):
         out = cli(*command).out
         assert "evil" in out
         assert not [c for c in out if not c.isprintable() and c != "\n"]

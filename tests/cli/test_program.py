@@ -153,7 +153,7 @@ def test_a_terminal_that_cannot_show_a_name_gets_a_substitute(served, program) -
 
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize(
-    "command", ["status", "history", "history llama", "wait llama --for running"]
+    "command", ["status", "history", "history llama", "wait llama --for running", "doctor"]
 )
 def test_a_client_command_imports_nothing_heavy(tmp_path, command) -> None:
     heavy = ("aiohttp", "asyncio", "huggingface_hub", "prometheus_client", "rich", "uvloop")

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from vllm_agent.config import (
     Config,
     ConfigError,
+    DiscoveryConfig,
+    DiscoveryPage,
+    MatchConfig,
     ProbeConfig,
     RestartConfig,
     ServerConfig,
@@ -84,6 +87,45 @@ def test_what_is_not_written_has_its_default():
         server.probe.failure_threshold,
     ) == (10.0, 5.0, 3)
     assert (server.restart.max_restarts, server.restart.window_seconds) == (3, 60.0)
+
+
+def test_discovery_has_defaults():
+    expected = DiscoveryConfig(
+        enabled=True,
+        page=DiscoveryPage.SUPERVISED,
+        forget_after_seconds=3_600.0,
+        max_servers=32,
+    )
+
+    assert load(TESTDATA / "valid-external.yml", {}).discovery == expected
+    assert load(None, {}).discovery == expected
+
+
+def test_every_key_of_discovery_is_read(tmp_path: Path):
+    path = tmp_path / "config.yml"
+    path.write_text("discovery: {enabled: false, page: all, forget_after: 1d, max_servers: 1}")
+
+    expected = DiscoveryConfig(
+        enabled=False, page=DiscoveryPage.ALL, forget_after_seconds=86_400.0, max_servers=1
+    )
+    assert load(path, {}).discovery == expected
+
+
+def test_a_server_is_monitored_unless_another_mode_is_written():
+    llama, embeddings, qwen = load(TESTDATA / "valid-example.yml", {}).servers
+
+    assert llama.mode is embeddings.mode is LifecycleMode.MONITORED
+    assert (llama.match, llama.url) == (MatchConfig(port=8000), None)
+    assert embeddings.url == parse_server_url("unix:///run/vllm/embeddings.sock")
+    assert (qwen.mode, qwen.match) == (LifecycleMode.EXTERNAL, None)
+
+
+def test_a_monitored_server_may_have_a_url_only(tmp_path: Path):
+    path = tmp_path / "config.yml"
+    path.write_text("servers: [{name: a, url: 'http://127.0.0.1:8000', mode: monitored}]")
+
+    (server,) = load(path, {}).servers
+    assert (server.mode, server.match) == (LifecycleMode.MONITORED, None)
 
 
 def test_anchors_merge_and_a_key_without_value_has_its_default():
@@ -202,7 +244,7 @@ def test_a_long_chain_of_merges_is_followed(tmp_path: Path):
 
     found = problems_of("\n".join(lines), tmp_path)
 
-    assert found[0] == "1: k0: is not a known key (known: servers)"
+    assert found[0] == "1: k0: is not a known key (known: discovery, servers)"
     assert len(found) == 300
 
 
@@ -213,7 +255,7 @@ def test_a_long_value_is_cut_in_a_message(tmp_path: Path):
 
 
 def test_an_odd_key_is_quoted_in_its_path(tmp_path: Path):
-    expected = [r"1: 'a\nb': is not a known key (known: servers)"]
+    expected = [r"1: 'a\nb': is not a known key (known: discovery, servers)"]
 
     assert expected == problems_of(r'"a\nb": 1', tmp_path)
 
@@ -245,7 +287,21 @@ def test_a_client_certificate_that_is_no_pem_file_by_its_size_is_refused(tmp_pat
 
 
 KEYS = st.sampled_from(
-    ["servers", "name", "mode", "url", "probe", "interval", "restart", "tls_config", "<<", "x"]
+    [
+        *(
+            "servers",
+            "name",
+            "mode",
+            "url",
+            "probe",
+            "interval",
+            "restart",
+            "tls_config",
+            "<<",
+            "x",
+        ),
+        *("discovery", "page", "match", "port", "systemd_unit", "container", "pid_file", "command"),
+    ]
 )
 SCALARS = st.one_of(
     st.none(),
@@ -253,7 +309,7 @@ SCALARS = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=20),
-    st.sampled_from(["external", "10s", "http://h", "unix:///s", "llama"]),
+    st.sampled_from(["external", "monitored", "10s", "http://h", "unix:///s", "llama", "[[a]*"]),
 )
 TREES = st.recursive(
     SCALARS,
@@ -292,6 +348,7 @@ YAML_PIECES = st.sampled_from(
         *"[]{},:-?&*!|>'\"%@`#<\t\n ",
         *("- ", ": ", "<<: *", "&a ", "*a", "!!str ", "!", "---\n", "\\ud800", "1e999", "x"),
         *("servers:\n", "  - name: a\n", "    url: http://h\n", "    mode: external\n"),
+        *("    match: {command: '(", "discovery:\n"),
     ]
 )
 
@@ -307,6 +364,6 @@ def test_no_yaml_syntax_makes_load_raise_anything_else(
 def test_no_shape_of_values_makes_load_raise_anything_else(
     tree: object, tmp_path_factory: pytest.TempPathFactory
 ):
-    content = json.dumps({"servers": [tree], "x": tree}).encode()
+    content = json.dumps({"servers": [tree], "discovery": tree, "x": tree}).encode()
 
     assert_usable(outcome(content, tmp_path_factory.getbasetemp()))

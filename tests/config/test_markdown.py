@@ -9,7 +9,7 @@ import pytest
 from vllm_agent.config.flags import FLAGS
 from vllm_agent.config.markdown import EXAMPLE, render
 
-VALID = Path(__file__).parent / "testdata" / "valid-external.yml"
+VALID = Path(__file__).parent / "testdata" / "valid-example.yml"
 
 
 def test_the_example_is_the_file_that_the_tests_load():
@@ -30,6 +30,12 @@ def test_every_flag_stands_in_the_reference(flag):
     [
         "| `servers[].name` | required |",
         "| `servers[].mode` | `monitored` |",
+        "| `servers[].url` |  |",
+        "| `servers[].match.systemd_unit` |  |",
+        "| `discovery.enabled` | `true` |",
+        "| `discovery.page` | `supervised` |",
+        "| `discovery.forget_after` | `1h` |",
+        "| `discovery.max_servers` | `32` |",
         "| `servers[].api_key_file` |  |",
         "| `servers[].tls_config.insecure_skip_verify` | `false` |",
         "| `servers[].probe.interval` | `10s` |",

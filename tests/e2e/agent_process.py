@@ -35,7 +35,11 @@ def wait_until(
 
 
 class AgentProcess:
-    """One running agent; its log is in `log_path`."""
+    """One running agent; its log is in `log_path`.
+
+    It discovers servers only where no server is given, or `discovery` says so: others may run on
+    this host.
+    """
 
     def __init__(
         self,
@@ -45,13 +49,16 @@ class AgentProcess:
         flags: tuple[str, ...] = (),
         port: int | None = None,
         environ: Mapping[str, str] | None = None,
+        discovery: str | None = None,
     ) -> None:
         self.folder = folder
         self.port = port or free_port()
         self.state_dir = folder / "state"
         self.log_path = folder / "agent.log"
         self.config_path = folder / "config.yml"
-        self.config_path.write_text(f"servers:\n{servers}" if servers else "")
+        settings = discovery or ("{enabled: false}" if servers else "{}")
+        listed = f"servers:\n{servers}" if servers else ""
+        self.config_path.write_text(f"discovery: {settings}\n{listed}")
         self._command = [
             sys.executable,
             "-m",

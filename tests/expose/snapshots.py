@@ -13,7 +13,20 @@ from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, ServerLife, Tally
 from vllm_agent.lifecycle.state_time import StateTime
 from vllm_agent.lifecycle.states import Initiator, LifecycleMode, Phase, ServerState
-from vllm_agent.observations import Instant, Probe, ProbeCause, ProbeResult
+from vllm_agent.observations import (
+    Component,
+    ComponentRole,
+    Instant,
+    Probe,
+    ProbeCause,
+    ProbeResult,
+    ProcessId,
+    ProcessTree,
+    Sight,
+    Sighting,
+    SightKind,
+    VllmCommand,
+)
 from vllm_agent.snapshot import (
     DURATION_BUCKETS_SECONDS,
     AgentSnapshot,
@@ -125,6 +138,95 @@ def crashed_server(name: str = "qwen") -> ServerSnapshot:
     )
 
 
+MAIN: Final = ProcessId("b00d", 4021, 77)
+CONTAINER: Final = "0123456789abcdef" * 4
+ENGINE: Final = Component(ComponentRole.ENGINE_CORE, "", 4050, is_alive=True)
+WORKERS: Final = tuple(
+    Component(ComponentRole.WORKER, f"tp{rank}", 4100 + rank, is_alive=True) for rank in range(2)
+)
+HIDDEN: Final = (
+    Sight(SightKind.NETWORK, is_visible=True),
+    Sight(SightKind.LOG, False, "its journal may not be read", "usermod -aG systemd-journal x"),  # noqa: FBT003 - as in a page
+)
+
+
+def tree(**changes: Any) -> ProcessTree:
+    """The tree of a running server with one engine and two workers."""
+    api_server = Component(ComponentRole.API_SERVER, "", MAIN.pid, is_alive=True)
+    whole = ProcessTree(
+        process=MAIN,
+        is_main_alive=True,
+        components=(api_server, ENGINE, *WORKERS),
+        processes=5,
+        threads=245,
+        resident_bytes=13_207_024_435,
+        open_fds=311,
+        cpu_seconds=8_000.25,
+    )
+    return replace(whole, **changes)
+
+
+def sighting(**changes: Any) -> Sighting:
+    """The main process of a server that a systemd service keeps up."""
+    found = Sighting(
+        process=MAIN,
+        start_seconds=1_749_999_000.0,
+        command=VllmCommand(model="secret/in-argv", host="10.9.9.9"),
+        uid=1000,
+        session=4021,
+        unit="llama.service",
+        url="http://127.0.0.1:8000",
+    )
+    return replace(found, **changes)
+
+
+def local_server(name: str = "llama", **changes: Any) -> ServerSnapshot:
+    """A discovered server that runs, with its processes seen."""
+    seen = server(
+        name,
+        mode=LifecycleMode.MONITORED,
+        is_discovered=True,
+        policy=Policy(is_local=True),
+        sighting=sighting(),
+        tree=tree(),
+    )
+    return replace(seen, **changes)
+
+
+def ad_hoc_server(name: str = "llama@8000", **changes: Any) -> ServerSnapshot:
+    """A discovered server that somebody started in a shell: nobody said that it should be up."""
+    unit = sighting(unit=None)
+    return local_server(
+        name, **{"policy": Policy(is_local=True, is_wanted=False), "sighting": unit, **changes}
+    )
+
+
+def ended_local_server(name: str = "qwen", **changes: Any) -> ServerSnapshot:
+    """A discovered server whose engine died, and that left two orphans."""
+    at = Instant(1_090.0, 1_750_000_090.0)
+    gone = tuple(replace(part, is_alive=False) for part in tree().components)
+    ending = Ending(
+        1, at, ServerState.CRASHED, Reason.ENGINE_DIED, 4, ("worker ended with signal 11",), 0
+    )
+    crashed = life(
+        Phase.CRASHED,
+        entered=at,
+        reason=Reason.ENGINE_DIED,
+        last_ending=ending,
+        tally=Tally(launches=1).with_crash(Reason.ENGINE_DIED, at),
+    )
+    left = tree(
+        is_main_alive=False,
+        components=gone,
+        processes=2,
+        threads=None,
+        resident_bytes=None,
+        open_fds=None,
+        orphans=2,
+    )
+    return local_server(name, **{"life": crashed, "tree": left, **changes})
+
+
 def agent(*servers: ServerSnapshot, **changes: Any) -> AgentSnapshot:
     snapshot = AgentSnapshot(
         started=STARTED,
@@ -216,18 +318,56 @@ _probe_stats = st.builds(
     last_success_unix_seconds=_unix,
     durations=_histograms,
 )
-servers = st.builds(
+_processes = st.builds(ProcessId, st.just("b00d"), st.integers(1, 2**22), _counts)
+_components = st.builds(
+    Component, st.sampled_from(ComponentRole), _names, st.integers(1, 2**22), st.booleans()
+)
+_trees = st.builds(
+    ProcessTree,
+    process=_processes,
+    is_main_alive=st.booleans(),
+    components=st.lists(_components, max_size=4).map(tuple),
+    processes=_counts,
+    threads=st.none() | _counts,
+    resident_bytes=st.none() | _counts,
+    open_fds=st.none() | _counts,
+    cpu_seconds=st.none() | st.floats(0, 1e12),
+    orphans=_counts,
+)
+_sightings = st.builds(
+    Sighting,
+    process=_processes,
+    start_seconds=st.floats(0, 1e10),
+    command=st.just(VllmCommand()),
+    uid=st.integers(0, 2**32 - 1),
+    session=st.integers(0, 2**22),
+    unit=st.none() | _names,
+    container_id=st.none() | st.just(CONTAINER),
+)
+_sights = st.lists(
+    st.builds(Sight, st.sampled_from(SightKind), st.booleans(), _texts, _texts), max_size=3
+).map(tuple)
+_url_servers = st.builds(
     ServerSnapshot,
     name=_names,
-    mode=st.sampled_from(LifecycleMode),
+    mode=st.just(LifecycleMode.EXTERNAL),
     url=_names,
     is_discovered=st.booleans(),
-    policy=st.builds(Policy, restart_window_seconds=st.floats(0, 1e6)),
+    policy=st.builds(Policy, restart_window_seconds=st.floats(0, 1e6), is_wanted=st.booleans()),
     life=_lives,
     model_name=st.none() | _names,
     version=st.none() | _names,
     probes=_mappings(Probe, _probe_stats),
 )
+_local_servers = st.builds(
+    replace,
+    _url_servers,
+    mode=st.sampled_from([LifecycleMode.MONITORED, LifecycleMode.MANAGED]),
+    sighting=st.none() | _sightings,
+    tree=st.none() | _trees,
+    sights=_sights,
+)
+servers = _url_servers | _local_servers
 agents = st.builds(
     AgentSnapshot,
     started=_instants,
@@ -241,5 +381,7 @@ agents = st.builds(
     dropped=st.dictionaries(_texts, _counts, max_size=3),
     config_load_unix_seconds=_unix,
     is_config_load_successful=st.booleans(),
+    discovered=st.none() | _counts,
+    sights=_sights,
 )
 instants = _instants

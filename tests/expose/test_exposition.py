@@ -22,12 +22,25 @@ from prometheus_client.utils import floatToGoString
 import vllm_agent
 from tests.expose import snapshots
 from tests.expose.reference import WRITERS, OwnProcess, Reference
-from tests.expose.snapshots import NOW, STARTED, agent, crashed_server, fresh_server, life, server
+from tests.expose.snapshots import (
+    NOW,
+    STARTED,
+    ad_hoc_server,
+    agent,
+    crashed_server,
+    ended_local_server,
+    fresh_server,
+    life,
+    local_server,
+    server,
+    tree,
+)
 from vllm_agent.expose import exposition as exposition_module
 from vllm_agent.expose.exposition import DROPPED_FAMILY, Exposition
 from vllm_agent.expose.family import Family, MetricType
 from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
 from vllm_agent.expose.text_format import FamilyText, TextFormat, header, number
+from vllm_agent.observations import Component, ComponentRole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +59,7 @@ parse_openmetrics: Callable[[str], Iterable[Metric]] = (
 go_string: Callable[[float], str] = floatToGoString
 EVERY_FAMILY: tuple[Family[Any], ...] = (*SERVER_FAMILIES, *MOMENT_FAMILIES, *AGENT_FAMILIES)
 HOSTILE = 'quote " backslash \\ newline \n brace } é漢\U0001f600'
+HOSTILE_PART = Component(ComponentRole.WORKER, HOSTILE, 7, is_alive=True)
 
 
 class Page:
@@ -82,9 +96,11 @@ def values_of(text: str, name: str) -> list[float]:
     [
         agent(),
         agent(server(), crashed_server(), fresh_server("new")),
+        agent(local_server(), ad_hoc_server(), ended_local_server(), discovered=3),
         agent(server(HOSTILE, model_name=HOSTILE, url="x" * 500)),
+        agent(local_server(HOSTILE, tree=tree(components=(HOSTILE_PART,)))),
     ],
-    ids=["no server", "three servers", "hostile names"],
+    ids=["no server", "three servers", "local servers", "hostile names", "hostile title"],
 )
 def test_the_page_is_what_prometheus_client_writes(snapshot, text_format):
     expected = Reference(snapshot, NOW).page(text_format)
@@ -112,7 +128,8 @@ def test_a_number_is_written_as_go_does(value):
 )
 def test_the_page_reads_as_agreed(text_format, name):
     """Delete the file and run the test twice to write it anew."""
-    text = Page().text(agent(server(), crashed_server()), text_format)
+    seen = (local_server("mixtral"), ended_local_server("phi"), ad_hoc_server("tiny@8000"))
+    text = Page().text(agent(server(), crashed_server(), *seen, discovered=3), text_format)
     for here in (f'version="{vllm_agent.__version__}"', f'"{platform.python_version()}"'):
         assert here in text
         text = text.replace(here, here.split('"', maxsplit=1)[0] + '"X"')
@@ -165,8 +182,12 @@ def test_openmetrics_is_valid_to_its_strict_parser():
 @pytest.mark.needs("promtool")
 @pytest.mark.parametrize(
     "snapshot",
-    [agent(), agent(server(HOSTILE), crashed_server(), fresh_server("new"))],
-    ids=["no server", "three servers"],
+    [
+        agent(),
+        agent(server(HOSTILE), crashed_server(), fresh_server("new")),
+        agent(local_server(), ad_hoc_server(), ended_local_server(), discovered=3),
+    ],
+    ids=["no server", "three servers", "local servers"],
 )
 def test_promtool_has_nothing_to_say(snapshot):
     page = Exposition(agent, lambda: NOW, print).render(TextFormat.PROMETHEUS, snapshot, NOW)

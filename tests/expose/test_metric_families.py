@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +13,19 @@ import pytest
 from hypothesis import given, settings
 
 from tests.expose import snapshots
-from tests.expose.snapshots import NOW, STARTED, agent, crashed_server, fresh_server, life, server
+from tests.expose.snapshots import (
+    NOW,
+    STARTED,
+    ad_hoc_server,
+    agent,
+    crashed_server,
+    ended_local_server,
+    fresh_server,
+    life,
+    local_server,
+    server,
+    tree,
+)
 from vllm_agent.expose.family import (
     MAX_LABEL_VALUE_CHARACTERS,
     Family,
@@ -22,12 +35,12 @@ from vllm_agent.expose.family import (
     label_value,
 )
 from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
-from vllm_agent.expose.metrics_page import EXTERNAL_SERIES_BUDGET
+from vllm_agent.expose.metrics_page import EXTERNAL_SERIES_BUDGET, LOCAL_SERIES_BUDGET
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Tally
 from vllm_agent.lifecycle.states import Initiator, LifecycleMode, Phase, ServerState
-from vllm_agent.observations import Instant, Probe, ProbeCause
+from vllm_agent.observations import Component, ComponentRole, Instant, Probe, ProbeCause
 from vllm_agent.snapshot import CollectorSnapshot, Histogram, ProbeStats, ServerSnapshot
 
 EVERY_FAMILY: tuple[Family[Any], ...] = (*SERVER_FAMILIES, *MOMENT_FAMILIES, *AGENT_FAMILIES)
@@ -60,6 +73,37 @@ def failing_server() -> ServerSnapshot:
     crashed = crashed_server()
     return replace(
         crashed, life=replace(crashed.life, phase=Phase.UNREADY, reason=Reason.UNRESPONSIVE)
+    )
+
+
+def fullest_local_server() -> ServerSnapshot:
+    """8 GPUs with an engine, a worker and an API server each, that has been through a lot."""
+    parts = [
+        Component(role, f"dp{rank}", 100 + rank, is_alive=True)
+        for role in ComponentRole
+        for rank in range(8)
+    ]
+    failing = failing_server()
+    tally = failing.life.tally
+    for reason in (Reason.ENGINE_DIED, Reason.HOST_OOM, Reason.GPU_OOM):
+        tally = tally.with_crash(reason, NOW)
+    for old, new in pairwise((*ServerState, *reversed(ServerState))):
+        tally = tally.with_transition(old, new)
+    ending = Ending(2, NOW, ServerState.CRASHED, Reason.GPU_OOM, 2, exit_code=1)
+    causes = (ProbeCause.REFUSED, ProbeCause.RESET, ProbeCause.TIMEOUT, ProbeCause.HTTP_5XX)
+    lived = replace(
+        failing.life,
+        tally=tally,
+        last_ending=ending,
+        state_time=replace(failing.life.state_time, seconds=dict.fromkeys(ServerState, 1.0)),
+    )
+    return local_server(
+        life=lived,
+        tree=tree(components=tuple(parts), processes=40, orphans=1),
+        probes={
+            probe: replace(stats, failures=dict.fromkeys(causes, 1))
+            for probe, stats in failing.probes.items()
+        },
     )
 
 
@@ -153,6 +197,16 @@ def test_time_in_maintenance_is_not_desired():
     assert samples("server_desired_seconds_total", asleep) == {(): 0}
 
 
+def test_a_server_that_nobody_wants_up_says_nothing_of_being_wanted():
+    wanted = ("server_desired_up", "server_desired_seconds_total", "server_available_seconds_total")
+    for name in wanted:
+        assert len(samples(name, local_server())) == 1
+        assert samples(name, ad_hoc_server()) == {}
+        in_maintenance = ad_hoc_server(life=life(maintenance_until_unix_seconds=2e9))
+        assert samples(name, in_maintenance) == {}
+    assert samples("server_state_seconds_total", ad_hoc_server()) == {("running",): 100.5}
+
+
 def test_transitions_that_happened():
     crashed = samples("server_state_transitions_total", crashed_server())
     assert crashed["running", "failed"] == 3
@@ -214,9 +268,21 @@ def test_crashes_are_complete_within_what_external_can_produce():
     assert samples("server_crashes_total", subject) == {("unreachable",): 0, ("host_oom",): 1}
 
 
-def test_crashes_of_a_local_server_have_every_reason():
-    local = server(mode=LifecycleMode.MONITORED)
-    assert set(samples("server_crashes_total", local)) == {(reason,) for reason in Reason}
+def test_crashes_of_a_monitored_server_are_complete_within_what_its_judgement_comes_to():
+    only_failed_or_spawned = {
+        *(Reason.LOAD_STALLED, Reason.UNHEALTHY, Reason.UNRESPONSIVE, Reason.UNREACHABLE),
+        *(Reason.MODEL_MISSING, Reason.ENGINE_STALLED, Reason.SPAWN_FAILED),
+    }
+    expected = {(reason,): 0 for reason in Reason if reason not in only_failed_or_spawned}
+    assert samples("server_crashes_total", local_server()) == expected
+    tally = Tally().with_crash(Reason.UNREACHABLE, NOW)
+    changed = samples("server_crashes_total", local_server(life=life(tally=tally)))
+    assert changed == expected | {("unreachable",): 1}
+
+
+def test_crashes_of_a_managed_server_have_every_reason():
+    managed = local_server(mode=LifecycleMode.MANAGED)
+    assert set(samples("server_crashes_total", managed)) == {(reason,) for reason in Reason}
 
 
 def test_last_crash_only_for_reasons_that_occurred():
@@ -252,6 +318,63 @@ def test_the_restart_budget():
     assert samples("server_restart_budget_remaining", spent) == {(): 2}
     assert samples("server_restart_limit_reached", spent) == {(): 1}
     assert samples("server_restart_window_seconds", spent) == {(): 60}
+
+
+# --- processes
+
+SUMS = {
+    "server_processes": 5,
+    "server_threads": 245,
+    "server_resident_memory_bytes": 13_207_024_435,
+    "server_open_fds": 311,
+    "server_cpu_seconds_total": 8_000.25,
+    "orphan_processes": 0,
+}
+
+
+def test_components_by_role_and_rank():
+    assert samples("server_component_up", local_server()) == {
+        ("api_server", ""): 1,
+        ("engine_core", ""): 1,
+        ("worker", "tp0"): 1,
+        ("worker", "tp1"): 1,
+    }
+    assert set(samples("server_component_up", ended_local_server()).values()) == {0}
+
+
+def test_two_components_of_one_name_are_one_series_that_is_up_while_either_lives():
+    dead, alive = (Component(ComponentRole.WORKER, "tp0", 7, is_alive=up) for up in (False, True))
+    for parts in ((dead, alive), (alive, dead)):
+        subject = local_server(tree=tree(components=parts))
+        assert samples("server_component_up", subject) == {("worker", "tp0"): 1}
+
+
+def test_a_title_is_bounded_as_a_label():
+    long = Component(ComponentRole.WORKER, "x" * 500, 7, is_alive=True)
+    ((_, rank),) = samples("server_component_up", local_server(tree=tree(components=(long,))))
+    assert len(rank) == MAX_LABEL_VALUE_CHARACTERS
+
+
+@pytest.mark.parametrize(("name", "value"), SUMS.items())
+def test_sums_over_the_tree(name, value):
+    assert samples(name, local_server()) == {(): value}
+
+
+def test_what_of_a_tree_could_not_be_read_is_not_exported():
+    blind = tree(threads=None, resident_bytes=None, open_fds=None, cpu_seconds=None)
+    told = {name for name in SUMS if samples(name, local_server(tree=blind))}
+    assert told == {"server_processes", "orphan_processes"}
+
+
+@pytest.mark.parametrize("make", [server, lambda: local_server(tree=None)])
+def test_without_a_tree_nothing_is_said_of_processes(make):
+    for name in ("server_component_up", *SUMS):
+        assert samples(name, make()) == {}
+
+
+def test_orphans_of_a_server_that_ended():
+    assert samples("orphan_processes", ended_local_server()) == {(): 2}
+    assert samples("server_last_exit_info", ended_local_server()) == {("0", "", "false"): 1}
 
 
 # --- probes and loading
@@ -291,8 +414,9 @@ def test_load_stage_is_complete_and_none_where_nothing_loads():
     assert [values for values, value in local.items() if value] == [("none",)]
 
 
-def test_an_unknown_load_stage_is_not_exported():
-    assert samples("load_stage", server(life=life(Phase.LOADING))) == {}
+@pytest.mark.parametrize("make", [server, local_server])
+def test_an_unknown_load_stage_is_not_exported(make):
+    assert samples("load_stage", make(life=life(Phase.LOADING))) == {}
 
 
 # --- the agent
@@ -306,6 +430,11 @@ def test_collectors_as_far_as_they_have_finished():
     assert last_success == {("probes",): 1_750_000_099.5}
     idle = agent(collectors=(CollectorSnapshot("logs", is_up=False),))
     assert samples("collector_duration_seconds", idle) == {}
+
+
+@pytest.mark.parametrize(("discovered", "expected"), [(None, {}), (0, {(): 0}), (3, {(): 3})])
+def test_servers_found_as_far_as_the_agent_looks(discovered, expected):
+    assert samples("discovery_servers", agent(discovered=discovered)) == expected
 
 
 def test_configuration_and_what_was_dropped():
@@ -330,6 +459,13 @@ def test_the_build_is_named():
 @pytest.mark.parametrize("make", [fresh_server, server, crashed_server, failing_server])
 def test_an_external_server_keeps_to_its_series_budget(make):
     assert sum(series_by_family(make()).values()) <= EXTERNAL_SERIES_BUDGET
+
+
+@pytest.mark.parametrize(
+    "make", [local_server, ad_hoc_server, ended_local_server, fullest_local_server]
+)
+def test_a_local_server_keeps_to_its_series_budget(make):
+    assert sum(series_by_family(make()).values()) <= LOCAL_SERIES_BUDGET
 
 
 def test_beyond_its_budget_a_server_grows_only_with_new_transitions_and_causes():

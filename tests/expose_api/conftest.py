@@ -30,6 +30,12 @@ async def reader(fake: FakeAgent, aiohttp_client: Callable[..., Awaitable[TestCl
 @pytest.fixture
 async def control(fake: FakeAgent, aiohttp_client: Callable[..., Awaitable[TestClient]]):
     app = control_app(
-        fake.current, lambda: NOW, fake.history, fake.metrics, "/metrics", fake.maintenance
+        fake.current,
+        lambda: NOW,
+        fake.history,
+        fake.metrics,
+        "/metrics",
+        fake.maintenance,
+        fake.forget,
     )
     return await aiohttp_client(app)

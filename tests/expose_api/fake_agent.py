@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from tests.expose.snapshots import agent, crashed_server, server
+from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.snapshot import CollectorSnapshot
 from vllm_agent.store import History
 
@@ -32,6 +33,8 @@ class FakeAgent:
     is_stuck: bool = False
     asked_history: list[tuple[str, int]] = field(default_factory=list)
     asked_maintenance: list[tuple[str, float | None]] = field(default_factory=list)
+    asked_forget: list[str] = field(default_factory=list)
+    comes_back: bool = False
 
     def show(self, *servers: ServerSnapshot, **changes: Any) -> None:
         generation = self.snapshot.generation + 1
@@ -60,3 +63,11 @@ class FakeAgent:
             for s in self.snapshot.servers
         ]
         self.show(*servers)
+
+    async def forget(self, name: str) -> None:
+        if self.is_stuck:
+            await asyncio.Event().wait()
+        self.asked_forget.append(name)
+        if self.comes_back:
+            raise CannotForgetError(f"{name} has come back")
+        self.show(*(s for s in self.snapshot.servers if s.name != name))

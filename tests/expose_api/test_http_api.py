@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 from yarl import URL
 
-from tests.expose.snapshots import NOW, crashed_server, life, server
-from vllm_agent.expose import encoded_views, http_api
+from tests.expose.snapshots import (
+    NOW,
+    ad_hoc_server,
+    crashed_server,
+    ended_local_server,
+    life,
+    local_server,
+    server,
+    tree,
+)
+from vllm_agent.expose import api_writes, encoded_views
+from vllm_agent.expose.family import label_value
 from vllm_agent.expose.http_api import MAX_BODY_BYTES
 from vllm_agent.lifecycle.states import Phase
 from vllm_agent.snapshot import CollectorSnapshot
@@ -23,6 +33,7 @@ READS = (
     *("/api/v1/servers/llama/history", "/api/v1/http_sd"),
 )
 MAINTENANCE = "/api/v1/servers/llama/maintenance"
+FORGET = "/api/v1/servers/qwen/forget"
 
 
 async def error_of(response: ClientResponse) -> dict[str, str]:
@@ -86,8 +97,10 @@ async def test_the_tag_changes_with_a_collector_and_with_the_agent(reader, fake)
     tags.append((await reader.get("/api/v1/servers")).headers["ETag"])
     fake.snapshot = replace(fake.snapshot, started=NOW)
     tags.append((await reader.get("/api/v1/servers")).headers["ETag"])
+    fake.snapshot = replace(fake.snapshot, discovered=2)
+    tags.append((await reader.get("/api/v1/servers")).headers["ETag"])
 
-    assert len(set(tags)) == 3
+    assert len(set(tags)) == 4
 
 
 async def test_a_server_that_did_not_change_is_not_encoded_again(reader, fake, monkeypatch) -> None:
@@ -152,7 +165,7 @@ async def test_an_unknown_server_that_is_near_to_none(reader, fake) -> None:
 
     fake.show()
     error = await error_of(await reader.get("/api/v1/servers/zzz"))
-    assert "--config.file" in error["hint"]
+    assert "vllm-agent doctor" in error["hint"]
 
 
 async def test_over_the_socket_the_hint_is_a_command(control) -> None:
@@ -161,7 +174,7 @@ async def test_over_the_socket_the_hint_is_a_command(control) -> None:
     assert error["hint"] == "'vllm-agent status' lists the names that there are."
 
 
-@pytest.mark.parametrize("path", [*READS, "/nowhere", MAINTENANCE])
+@pytest.mark.parametrize("path", [*READS, "/nowhere", MAINTENANCE, FORGET])
 async def test_no_answer_tells_versions_of_what_serves_it(reader, control, path) -> None:
     for client in (reader, control):
         assert (await client.get(path)).headers["Server"] == "vllm-agent"
@@ -199,6 +212,8 @@ async def test_a_name_in_a_suggested_command_is_quoted(reader) -> None:
     response = await reader.post("/api/v1/servers/$(reboot)/maintenance")
 
     assert "maintenance '$(reboot)' on" in (await error_of(response))["hint"]
+    response = await reader.post("/api/v1/servers/$(reboot)/forget")
+    assert (await error_of(response))["hint"].endswith(": vllm-agent forget '$(reboot)'")
 
 
 @pytest.mark.parametrize(("query", "limit"), [("", 100), ("?limit=1", 1), ("?limit=1000", 1000)])
@@ -259,6 +274,26 @@ async def test_http_sd_lists_what_prometheus_can_reach(reader, fake) -> None:
 def _target(address: str, name: str, scheme: str, path: str) -> dict[str, object]:
     labels = {"server": name, "__scheme__": scheme, "__metrics_path__": path}
     return {"targets": [address], "labels": labels}
+
+
+async def test_http_sd_has_discovered_servers_but_those_that_nobody_waits_for(reader, fake) -> None:
+    long = "x" * 200
+    fake.show(
+        local_server("unit"),
+        ad_hoc_server("shell@8000", url="http://172.17.0.2:8000"),
+        ad_hoc_server("left@8001", life=life(Phase.ABSENT)),
+        local_server("stopped", life=life(Phase.ABSENT)),
+        local_server("headless", url=""),
+        local_server("socket", url="unix:///run/vllm.sock"),
+        local_server(long),
+    )
+
+    assert await (await reader.get("/api/v1/http_sd")).json() == [
+        _target("127.0.0.1:8000", "unit", "http", "/metrics"),
+        _target("172.17.0.2:8000", "shell@8000", "http", "/metrics"),
+        _target("127.0.0.1:8000", "stopped", "http", "/metrics"),
+        _target("127.0.0.1:8000", label_value(long), "http", "/metrics"),
+    ]
 
 
 async def test_http_sd_without_targets_is_an_empty_list(reader, fake) -> None:
@@ -335,10 +370,91 @@ async def test_get_on_a_write_path_of_the_socket(control) -> None:
 
 
 async def test_a_server_whose_owner_does_not_answer(control, fake, monkeypatch) -> None:
-    monkeypatch.setattr(http_api, "MAINTENANCE_DEADLINE_SECONDS", 0.01)
+    monkeypatch.setattr(api_writes, "WRITE_DEADLINE_SECONDS", 0.01)
     fake.is_stuck = True
 
     response = await control.post(MAINTENANCE, json={"on": True})
 
     assert response.status == 503
     assert (await error_of(response))["code"] == "not_in_time"
+
+
+@pytest.mark.parametrize("ended", [Phase.CRASHED, Phase.ABSENT])
+async def test_a_discovered_server_that_ended_can_be_forgotten(control, fake, ended) -> None:
+    gone = ended_local_server()
+    fake.show(server(), replace(gone, life=replace(gone.life, phase=ended)))
+
+    response = await control.post(FORGET)
+
+    assert (response.status, await response.read()) == (204, b"")
+    assert fake.asked_forget == ["qwen"]
+    assert (await control.get("/api/v1/servers/qwen")).status == 404
+
+
+ALIVE = [phase for phase in Phase if phase not in {Phase.CRASHED, Phase.ABSENT}]
+
+
+@pytest.mark.parametrize("phase", ALIVE)
+async def test_what_lives_is_not_forgotten(control, fake, phase) -> None:
+    fake.show(local_server("qwen", life=life(phase), tree=None))
+
+    response = await control.post(FORGET)
+
+    assert response.status == 409
+    error = await error_of(response)
+    assert error["code"] == "still_there"
+    assert error["message"].startswith("'qwen' is ")
+    assert fake.asked_forget == []
+
+
+async def test_a_process_that_is_there_is_not_forgotten_whatever_the_phase(control, fake) -> None:
+    fake.show(ended_local_server(tree=tree(is_main_alive=True)))
+
+    assert (await control.post(FORGET)).status == 409
+    assert fake.asked_forget == []
+
+
+async def test_a_configured_server_is_not_forgotten(control, fake) -> None:
+    fake.show(ended_local_server(is_discovered=False))
+
+    response = await control.post(FORGET)
+
+    assert response.status == 409
+    error = await error_of(response)
+    assert error["code"] == "configured"
+    assert "configuration file" in error["hint"]
+    assert fake.asked_forget == []
+
+
+async def test_a_server_that_comes_back_meanwhile_is_told(control, fake) -> None:
+    fake.show(ended_local_server())
+    fake.comes_back = True
+
+    response = await control.post(FORGET)
+
+    assert response.status == 409
+    assert "come back" in (await error_of(response))["message"]
+
+
+async def test_forgetting_an_unknown_server_or_one_whose_owner_does_not_answer(
+    control, fake, monkeypatch
+) -> None:
+    assert (await control.post("/api/v1/servers/zzz/forget")).status == 404
+    monkeypatch.setattr(api_writes, "WRITE_DEADLINE_SECONDS", 0.01)
+    fake.show(ended_local_server())
+    fake.is_stuck = True
+
+    response = await control.post(FORGET)
+
+    assert response.status == 503
+    assert (await error_of(response))["code"] == "not_in_time"
+
+
+async def test_forgetting_over_tcp_is_refused_and_sent_to_the_command(reader, fake) -> None:
+    fake.show(ended_local_server())
+
+    response = await reader.post(FORGET)
+
+    assert response.status == 403
+    assert (await error_of(response))["hint"] == "On that host run: vllm-agent forget qwen"
+    assert fake.asked_forget == []

@@ -10,13 +10,9 @@ import pytest
 from hypothesis import given
 
 from tests.expose import snapshots
-from vllm_agent.expose.json_view import (
-    ServerView,
-    agent_view,
-    encode,
-    history_view,
-    server_view,
-)
+from vllm_agent.expose.history_view import history_view
+from vllm_agent.expose.json_text import encode
+from vllm_agent.expose.json_view import ServerView, agent_view, server_view
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.server_life import Ending, Launch, Transition
 from vllm_agent.lifecycle.states import Phase, ServerState
@@ -142,6 +138,84 @@ def test_the_agent_tells_its_collectors() -> None:
         {"name": "probes", "up": True, "detail": ""},
         {"name": "store", "up": False, "detail": ""},
     ]
+
+
+def test_a_local_server_tells_its_processes() -> None:
+    server = snapshots.local_server(sights=snapshots.HIDDEN)
+
+    view = dict(server_view(server))
+
+    assert view["pid"] == 4021
+    assert (view["unit"], view["container_id"], view["supervised"]) == ("llama.service", None, True)
+    assert view["components"] == [
+        {"role": "api_server", "rank": "", "pid": 4021, "up": True},
+        {"role": "engine_core", "rank": "", "pid": 4050, "up": True},
+        {"role": "worker", "rank": "tp0", "pid": 4100, "up": True},
+        {"role": "worker", "rank": "tp1", "pid": 4101, "up": True},
+    ]
+    sums = ("processes", "resident_memory_bytes", "open_fds", "threads", "cpu_seconds", "orphans")
+    assert [view[key] for key in sums] == [5, 13_207_024_435, 311, 245, 8_000.25, 0]
+    assert view["sights"] == [
+        {"kind": "network", "visible": True, "why_not": "", "fix": ""},
+        {
+            "kind": "log",
+            "visible": False,
+            "why_not": "its journal may not be read",
+            "fix": "usermod -aG systemd-journal x",
+        },
+    ]
+
+
+def test_what_is_unknown_of_processes_is_null_or_empty() -> None:
+    view = dict(server_view(snapshots.server()))
+
+    unknown = (
+        *("pid", "unit", "container_id", "supervised", "processes", "resident_memory_bytes"),
+        *("open_fds", "threads", "cpu_seconds", "orphans"),
+    )
+    assert {key: view[key] for key in unknown} == dict.fromkeys(unknown)
+    assert (view["components"], view["sights"]) == ([], [])
+
+
+def test_a_main_process_that_is_gone_has_no_pid_for_that_may_be_anothers() -> None:
+    ended = snapshots.ended_local_server()
+    assert server_view(ended)["pid"] is None
+    assert server_view(replace(ended, tree=None))["pid"] is None
+    assert server_view(snapshots.local_server(tree=None))["pid"] == 4021
+    assert server_view(ended)["orphans"] == 2
+    assert {part["up"] for part in server_view(ended)["components"]} == {False}
+
+
+def test_a_server_in_a_container_and_one_that_nothing_keeps_up() -> None:
+    contained = snapshots.sighting(unit=None, container_id=snapshots.CONTAINER)
+    view = server_view(snapshots.local_server(sighting=contained))
+    assert (view["container_id"], view["supervised"]) == (snapshots.CONTAINER, True)
+    assert view["desired_up"] is True
+
+    ad_hoc = server_view(snapshots.ad_hoc_server())
+    assert (ad_hoc["supervised"], ad_hoc["desired_up"]) == (False, None)
+
+
+def test_a_server_that_nobody_can_connect_to_has_no_url() -> None:
+    assert server_view(snapshots.local_server(url=""))["url"] is None
+
+
+def test_nothing_of_a_command_line_is_told() -> None:
+    text = encode(server_view(snapshots.local_server())).decode()
+
+    assert "secret" not in text
+    assert "10.9.9.9" not in text
+
+
+def test_the_agent_tells_what_it_found_and_sees() -> None:
+    view = agent_view(snapshots.agent(discovered=3, sights=snapshots.HIDDEN))
+
+    assert view["discovered"] == 3
+    assert [(sight["kind"], sight["visible"]) for sight in view["sights"]] == [
+        ("network", True),
+        ("log", False),
+    ]
+    assert agent_view(snapshots.agent())["discovered"] is None
 
 
 def test_history_tells_transitions_and_launches_with_their_endings() -> None:

@@ -11,7 +11,22 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given
 
-from tests.expose.snapshots import NOW, agent, agents, crashed_server, life, server
+from tests.expose.snapshots import (
+    CONTAINER,
+    ENGINE,
+    HIDDEN,
+    NOW,
+    WORKERS,
+    agent,
+    agents,
+    crashed_server,
+    ended_local_server,
+    life,
+    local_server,
+    server,
+    sighting,
+    tree,
+)
 from vllm_agent.expose.status_page import HEADERS, render
 from vllm_agent.expose.status_page.rows import moment
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
@@ -102,11 +117,55 @@ def test_every_state_is_a_word_with_a_style_of_its_own(phase) -> None:
 
 
 def test_without_servers_it_says_what_to_write() -> None:
-    text = Page(render(agent(), NOW)).text
+    text = Page(render(agent(discovered=0), NOW)).text
 
-    assert "No server is configured." in text
+    assert "No vLLM server runs on this host" in text
     assert "mode: external" in text
     assert "vllm-agent --config.file=" in text
+
+
+@pytest.mark.parametrize(
+    ("discovered", "told"),
+    [
+        (None, "discovery is off, or is blind"),
+        (1, "1 vLLM server runs on this host"),
+        (3, "3 vLLM servers run on this host"),
+    ],
+)
+def test_it_says_what_was_found(discovered, told) -> None:
+    assert told in Page(render(agent(server(), discovered=discovered), NOW)).text
+
+
+def processes_cell(shown) -> str:
+    html = render(agent(shown), NOW)
+    return html.partition('data-label="Processes">')[2].partition("</td>")[0]
+
+
+def test_a_local_server_shows_its_main_process_and_has_the_rest_in_the_title() -> None:
+    assert processes_cell(local_server()) == (
+        '<span title="llama.service, api_server 4021, engine_core 4050, worker tp0 4100, '
+        'worker tp1 4101">PID 4021</span>'
+    )
+    contained = sighting(unit=None, container_id=CONTAINER)
+    assert "container 0123456789ab," in processes_cell(local_server(sighting=contained))
+    assert processes_cell(server()) == ""
+
+
+def test_a_part_that_is_gone_and_what_was_left_behind_are_shown() -> None:
+    half = tree(components=(ENGINE, replace(WORKERS[0], is_alive=False), WORKERS[1]), orphans=1)
+    cell = processes_cell(local_server(tree=half))
+    assert cell.endswith("</span><br>worker tp0 is gone<br><strong>1 orphaned</strong>")
+
+    cell = processes_cell(ended_local_server())
+    assert cell.endswith(">none</span><br><strong>2 orphaned</strong>")
+
+
+def test_what_the_agent_does_not_see_of_the_host_is_a_notice() -> None:
+    text = Page(render(agent(sights=HIDDEN), NOW)).text
+
+    assert "its journal may not be read" in text
+    assert "usermod -aG systemd-journal x" in text
+    assert "does not see everything" not in Page(render(agent(sights=HIDDEN[:1]), NOW)).text
 
 
 def test_an_unready_agent_and_a_broken_collector_say_so() -> None:
@@ -163,14 +222,21 @@ def test_the_policy_allows_this_style_and_nothing_else() -> None:
 @given(agents)
 def test_whatever_a_server_says_stays_text(snapshot) -> None:
     hostile = "<script>alert(1)</script>\"'&"
+    part = replace(ENGINE, rank=hostile, is_alive=False)
     changed = replace(
         snapshot,
         servers=tuple(
             replace(
-                s, model_name=hostile, name=s.name + hostile, model_names=(hostile, f"b{hostile}")
+                s,
+                model_name=hostile,
+                name=s.name + hostile,
+                model_names=(hostile, f"b{hostile}"),
+                sighting=sighting(unit=hostile),
+                tree=tree(components=(part,)),
             )
             for s in snapshot.servers
         ),
+        sights=(replace(HIDDEN[1], why_not=hostile, fix=hostile),),
     )
 
     page = Page(render(changed, NOW))

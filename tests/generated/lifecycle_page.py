@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tests.generated.markdown import code, table
+from vllm_agent.lifecycle.by_url import CRASH_AFTER_SECONDS
 from vllm_agent.lifecycle.ending import EARLY_KILL_SECONDS
 from vllm_agent.lifecycle.launches import CONFIRMING_LOOKS, SAME_START_SECONDS
-from vllm_agent.lifecycle.pace import DOWN_SHARE, REFUSED_LOOK_SECONDS
+from vllm_agent.lifecycle.pace import DOWN_SHARE, KNOCK_SECONDS, REFUSED_LOOK_SECONDS
 from vllm_agent.lifecycle.reasons import REASON_TEXT
 from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import PHASE_MEANING, PHASE_STATE, Phase, ServerState
-from vllm_agent.lifecycle.step import CRASH_AFTER_SECONDS, ENDING_SECONDS
+from vllm_agent.lifecycle.step import ENDING_SECONDS
 from vllm_agent.lifecycle.transitions import TRANSITIONS, TRIGGER_MEANING, Trigger
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ A server is in exactly one **state**. Metrics, API, log and command line spell s
 Inside, the agent works on finer **phases**; each phase belongs to one state.
 
 A server may be known *by URL* only (mode `external`: HTTP and nothing else), or the agent may
-also see *its processes*. This version watches by URL; states and phases of servers whose
-processes are seen are part of the same table."""
+also see *its processes* (mode `monitored`: it runs on this host). States and phases of both are
+parts of one table."""
 
 _BY_URL_TEXT: Final = f"""\
 A server known by URL proves itself once: /health, /v1/models and /metrics have to answer as a
@@ -59,6 +60,23 @@ that refuses after it served is not damped: it is `failed` (`unreachable`) at th
 and `crashed` when it still refuses {CRASH_AFTER_SECONDS:.0f} s later. In maintenance a refusal
 is `stopped`. A server that is back sooner was restarted and did not crash: by URL nobody can tell
 a crash that is mended at once from a planned restart."""
+
+_BY_PROCESS_TEXT: Final = f"""\
+While a server loads its port refuses. The agent connects every {KNOCK_SECONDS} s and sends
+nothing, so that no access log fills up; once a connection is accepted by a socket of the server's
+own processes it is looked at. A socket of another process, or a `process_start_time_seconds` that
+is not the main process's, is a stranger's and says nothing about the server. Where neither can be
+read, the answers have to do.
+
+When its main process is gone or its listener has closed, its end has begun (`stopping`). It is
+judged by the rules below within 2 s after the main process is gone. The next launch may load by
+then: the verdict is counted for the launch that it is about, and does not change the state of
+the newer one.
+
+A process that ran before the agent came is looked at before it is called `starting`. One that the
+agent before this one knew (same boot, PID and start time) is the same launch. One that ended while
+no agent watched is `stopped`. A headless node (`--headless`) has no HTTP: it is `running` while
+its EngineCores live."""
 
 _RESTARTS_TEXT: Final = f"""\
 By URL a restart is a `process_start_time_seconds` more than {SAME_START_SECONDS:.0f} s newer
@@ -109,6 +127,7 @@ def render() -> str:
         _BY_URL_TEXT,
         _diagram(_BY_URL),
         "## A server whose processes are seen",
+        _BY_PROCESS_TEXT,
         _diagram(_BY_PROCESS),
         "## Restarts",
         _RESTARTS_TEXT,

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from vllm_agent.lifecycle.launches import MAX_UNSETTLED
 from vllm_agent.lifecycle.server_life import ServerLife
 from vllm_agent.lifecycle.states import PHASE_STATE, Phase, ServerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vllm_agent.lifecycle.server_life import Policy, Tally, Transition
+    from vllm_agent.lifecycle.server_life import Ending, Policy, Tally, Transition
     from vllm_agent.lifecycle.step import Step
     from vllm_agent.observations import Instant
 
@@ -43,8 +44,20 @@ def check_life(life: ServerLife, policy: Policy, now: Instant) -> None:
         assert life.launch.has_served
         assert not life.is_launch_over
         assert life.consecutive_failures < policy.failure_threshold
+    check_unsettled(life)
     check_reason(life)
     check_memory(life, policy, now)
+
+
+def check_unsettled(life: ServerLife) -> None:
+    """Launches whose verdict is awaited: few, in order, all before the newest, none of them it."""
+    numbers = [launch.number for launch in life.unsettled]
+    assert len(numbers) <= MAX_UNSETTLED
+    assert numbers == sorted(set(numbers))
+    if numbers:
+        assert life.launch is not None
+        assert numbers[-1] < life.launch.number
+        assert life.launch.process not in {launch.process for launch in life.unsettled}
 
 
 def check_reason(life: ServerLife) -> None:
@@ -78,7 +91,7 @@ def check_transition(before: ServerLife, step: Step) -> None:
     moved = step.transition
     counted = growth(before.tally.transitions, step.life.tally.transitions)
     if moved is not None and moved.is_note:
-        assert before.is_desired is not step.life.is_desired
+        assert before.is_in_maintenance is not step.life.is_in_maintenance
         assert "maintenance" in moved.detail
     if moved is None or moved.is_note:
         assert step.life.phase is before.phase
@@ -114,10 +127,26 @@ def check_ending(before: ServerLife, step: Step) -> None:
     ended = step.ending
     is_crash = ended is not None and ended.state is ServerState.CRASHED
     assert growth(before.tally.crashes, step.life.tally.crashes) == is_crash
-    if ended is not None:
-        assert ended.state in {ServerState.CRASHED, ServerState.STOPPED}
-        assert not before.is_launch_over, "an ending was settled twice"
-        assert step.life.last_ending == ended
+    if ended is None:
+        return
+    assert ended.state in {ServerState.CRASHED, ServerState.STOPPED}
+    if ended.launch_number in {launch.number for launch in before.unsettled}:
+        check_late_ending(before, ended, step)
+        return
+    assert not before.is_launch_over, "an ending was settled twice"
+    newest = before.tally.launches if before.launch is None else before.launch.number
+    assert ended.launch_number == newest
+    assert step.life.last_ending == ended
+
+
+def check_late_ending(before: ServerLife, ended: Ending, step: Step) -> None:
+    """What becomes known of an older launch is booked, and moves the newest one nowhere."""
+    assert ended.launch_number not in {launch.number for launch in step.life.unsettled}
+    if step.launch is None:
+        assert step.transition is None or step.transition.is_note
+    known = before.last_ending
+    is_newer = known is None or known.launch_number < ended.launch_number
+    assert step.life.last_ending == (ended if is_newer else known)
 
 
 def check_launch(before: ServerLife, step: Step) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tests.lifecycle.invariants import check_state_time, check_step
@@ -61,7 +61,7 @@ class Scene:
         self.now = Instant(self.now.monotonic_seconds, self.now.unix_seconds + seconds)
 
     def look(self, look: ProbeRound) -> Step:
-        return self.send(Looked(look))
+        return self.send(Looked(replace(look, started=self.now, finished=self.now)))
 
     def serve(self, start_seconds: float | None = STARTED) -> Step:
         return self.look(serving(start_seconds))

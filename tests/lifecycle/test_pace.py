@@ -6,10 +6,17 @@ import math
 
 import pytest
 
+from tests.lifecycle.local_scene import HEADLESS, LocalScene
 from tests.lifecycle.looks import STARTED
 from tests.lifecycle.scene import Scene
-from vllm_agent.lifecycle.events import EndBegan, ProcessAppeared
-from vllm_agent.lifecycle.pace import next_deadline_seconds, next_look_seconds
+from tests.lifecycle.sightings import KILLED, TOLD_TO_STOP
+from vllm_agent.lifecycle.events import LoadStalled
+from vllm_agent.lifecycle.pace import (
+    KNOCK_SECONDS,
+    is_knocked_at,
+    next_deadline_seconds,
+    next_look_seconds,
+)
 from vllm_agent.lifecycle.states import Phase, ServerState
 
 INTERVAL = 10.0
@@ -23,7 +30,7 @@ def running() -> Scene:
 
 
 def next_look(scene: Scene, interval: float = INTERVAL) -> float:
-    return next_look_seconds(scene.life, interval, scene.now)
+    return next_look_seconds(scene.life, scene.policy, interval, scene.now)
 
 
 def deadline(scene: Scene) -> float | None:
@@ -95,6 +102,101 @@ def test_a_server_that_is_down_is_never_looked_at_less_than_it_is_when_up() -> N
     assert next_look(scene, 0.5) == 0.5
 
 
+# Looks at a local server.
+
+
+def test_a_loading_server_is_knocked_at_once_a_second_however_long_it_loads() -> None:
+    scene = LocalScene().load()
+    assert KNOCK_SECONDS == 0.9
+    for _ in range(3):
+        assert next_look(scene.wait(100.0)) == KNOCK_SECONDS
+        assert is_knocked_at(scene.life, scene.policy)
+        scene.knock()
+
+
+@pytest.mark.parametrize("how", ["unobserved", "unreached", "stalled"])
+def test_so_is_every_server_that_has_not_served(how: str) -> None:
+    scene = LocalScene()
+    scene.appear(age_seconds=3600.0)
+    match how:
+        case "unreached":
+            scene.knock(out_of_reach="firewall")
+        case "stalled":
+            scene.knock()
+            scene.send(LoadStalled())
+    assert next_look(scene) == KNOCK_SECONDS
+    assert is_knocked_at(scene.life, scene.policy)
+
+
+def test_a_short_interval_is_the_pace_of_knocks_too() -> None:
+    assert next_look(LocalScene().load(), 0.5) == 0.5
+
+
+def test_a_local_server_that_serves_is_looked_at_once_an_interval() -> None:
+    scene = LocalScene().run()
+    assert next_look(scene.wait(3600.0)) == INTERVAL
+    assert not is_knocked_at(scene.life, scene.policy)
+
+
+def test_a_local_server_that_is_failed_or_ends_is_looked_at_once_an_interval() -> None:
+    scene = LocalScene().run()
+    scene.answer_wrongly(3)
+    assert next_look(scene) == INTERVAL
+    scene.close_port()
+    assert next_look(scene) == INTERVAL
+    scene.wait(120.0).tick()
+    assert scene.phase is Phase.OVERDUE
+    assert next_look(scene) == INTERVAL
+    assert not is_knocked_at(scene.life, scene.policy)
+
+
+@pytest.mark.parametrize("evidence", [KILLED, TOLD_TO_STOP])
+def test_where_no_process_is_there_nobody_looks(evidence) -> None:
+    scene = LocalScene()
+    assert next_look(scene) == math.inf
+    scene.miss()
+    assert next_look(scene) == math.inf
+    scene.run()
+    scene.end()
+    scene.settle(evidence)
+    assert next_look(scene.wait(3600.0)) == math.inf
+    scene.load(2)
+    assert next_look(scene) == KNOCK_SECONDS
+
+
+def test_a_server_without_its_engine_is_looked_at_once_a_second() -> None:
+    """A 503 after a second is a failure, and has to be seen then."""
+    scene = LocalScene().run()
+    scene.engine_dies()
+    assert next_look(scene) == KNOCK_SECONDS
+    assert not is_knocked_at(scene.life, scene.policy)
+    scene.see_tree()
+    assert next_look(scene) == INTERVAL
+
+
+def test_an_engine_death_is_found_within_two_seconds_by_looking_when_told() -> None:
+    scene = LocalScene().run()
+    scene.engine_dies()
+    died_at = scene.now
+    scene.answer_wrongly()
+    while scene.life.state is ServerState.RUNNING:
+        scene.wait(next_look(scene)).answer_wrongly()
+    assert scene.now.since(died_at) <= 2.0
+
+
+def test_a_headless_server_is_never_sent_a_request() -> None:
+    scene = LocalScene(HEADLESS).load()
+    assert is_knocked_at(scene.life, scene.policy)
+    scene.see_tree()
+    assert is_knocked_at(scene.life, scene.policy)
+    assert next_look(scene) == INTERVAL
+
+
+def test_a_server_watched_by_url_is_never_knocked_at(running: Scene) -> None:
+    assert not is_knocked_at(Scene().life, running.policy)
+    assert not is_knocked_at(running.life, running.policy)
+
+
 # Deadlines.
 
 
@@ -125,9 +227,8 @@ def test_a_reached_limit_without_units_ends_after_the_window_too() -> None:
 
 
 def test_an_end_has_two_minutes() -> None:
-    scene = Scene()
-    scene.send(ProcessAppeared(STARTED))
-    scene.send(EndBegan())
+    scene = LocalScene().run()
+    scene.close_port()
     assert deadline(scene.wait(20.0)) == 100.0
     assert deadline(scene.wait(500.0)) == 0.0
     scene.tick()

@@ -116,9 +116,9 @@ def test_a_memory_without_the_time_makes_the_state_begin_now(running: Scene) -> 
 
 def test_the_pace_after_a_crash_is_that_of_a_crash_just_found(running: Scene) -> None:
     running.crash()
-    fresh = next_look_seconds(running.life, INTERVAL, running.now)
+    fresh = next_look_seconds(running.life, running.policy, INTERVAL, running.now)
     agent_away(running, 86400.0).refuse()
-    assert next_look_seconds(running.life, INTERVAL, running.now) == fresh
+    assert next_look_seconds(running.life, running.policy, INTERVAL, running.now) == fresh
 
 
 def test_how_the_last_launch_ended_is_remembered(running: Scene) -> None:

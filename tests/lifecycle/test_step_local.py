@@ -1,257 +1,427 @@
-"""What the agent says of a server whose processes it sees."""
+"""A server whose processes are seen: from its first sight to serving, and what goes wrong then."""
 
 from __future__ import annotations
 
 import math
-import signal
 
 import pytest
 
-from tests.lifecycle.looks import REFUSED, STARTED, serving, with_metrics
-from tests.lifecycle.scene import Scene
-from vllm_agent.lifecycle.ending import EndingEvidence
+from tests.lifecycle.local_scene import LocalScene
+from tests.lifecycle.looks import (
+    STARTED,
+    failing,
+    serving,
+    with_metrics,
+    with_models,
+)
+from tests.lifecycle.sightings import process, sighting
+from vllm_agent.lifecycle.by_process import NEW_PROCESS_SECONDS
 from vllm_agent.lifecycle.events import (
-    EndBegan,
-    EndSettled,
+    ConnectionClosed,
+    DropConnection,
+    Follow,
+    KeepConnection,
     LoadProgressed,
     LoadStalled,
-    OutOfReach,
-    ProcessAppeared,
+    LookNow,
 )
 from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import Phase, ServerState
-from vllm_agent.observations import ProbeCause
+from vllm_agent.observations import Listener, ProbeCause
 
 STARTING, RUNNING, STOPPING = ServerState.STARTING, ServerState.RUNNING, ServerState.STOPPING
-STOPPED, FAILED, CRASHED = ServerState.STOPPED, ServerState.FAILED, ServerState.CRASHED
-UNKNOWN = ServerState.UNKNOWN
-
-ASKED = EndSettled(EndingEvidence(is_asked=True))
-KILLED = EndSettled(EndingEvidence(main_wait_status=signal.SIGKILL))
-EXITED_1 = EndSettled(EndingEvidence(main_wait_status=1 << 8))
+STOPPED, FAILED, UNKNOWN = ServerState.STOPPED, ServerState.FAILED, ServerState.UNKNOWN
+STRANGER, OWN = Listener.STRANGER, Listener.OWN
+OTHER_START = STARTED - 86_400.0
 
 
 @pytest.fixture
-def loading() -> Scene:
-    scene = Scene()
-    scene.send(ProcessAppeared(STARTED))
-    return scene
+def loading() -> LocalScene:
+    return LocalScene().load()
 
 
 @pytest.fixture
-def running(loading: Scene) -> Scene:
-    loading.wait(50.0).serve()
-    return loading
+def running() -> LocalScene:
+    return LocalScene().run()
 
 
-def test_a_process_that_appeared_is_starting(loading: Scene) -> None:
+# First sight.
+
+
+def test_before_its_processes_were_looked_for_nothing_is_known() -> None:
+    assert LocalScene().seen() == (UNKNOWN, None)
+
+
+def test_one_without_a_process_that_was_never_seen_is_stopped() -> None:
+    scene = LocalScene()
+    done = scene.miss()
+    assert scene.seen() == (STOPPED, None)
+    assert done.ending is None
+    assert scene.launches == scene.crashes == 0
+
+
+def test_one_without_a_process_is_stopped_however_its_port_answers() -> None:
+    """A process of its own has to hold the port; whoever this is belongs to somebody else."""
+    scene = LocalScene()
+    scene.miss()
+    scene.look(serving())
+    scene.look(failing())
+    assert scene.seen() == (STOPPED, None)
+    assert scene.launches == 0
+
+
+def test_a_new_process_is_starting_at_once(loading: LocalScene) -> None:
     assert loading.seen() == (STARTING, None)
+    done = loading.steps[-1]
+    assert done.effects == (Follow(loading.newest), LookNow())
+    assert done.launch is not None
+    assert (done.launch.number, done.launch.process) == (1, process(1))
+    assert done.launch.start_seconds == loading.newest.start_seconds
+    assert not done.launch.has_served
+    assert (loading.launches, loading.restarts) == (1, 0)
+
+
+def test_a_process_that_appears_after_none_was_there_is_starting() -> None:
+    scene = LocalScene()
+    scene.miss()
+    scene.wait(3600.0).appear()
+    assert scene.seen() == (STARTING, None)
+    assert (scene.launches, scene.restarts) == (1, 0)
+
+
+def test_a_process_that_is_told_of_twice_is_one_launch(loading: LocalScene) -> None:
+    for _ in range(3):
+        assert loading.sight_again().effects == ()
+    loading.wait(50.0).answer()
+    loading.sight_again()
+    assert loading.seen() == (RUNNING, None)
     assert loading.launches == 1
-    assert loading.life.launch is not None
-    assert not loading.life.launch.has_served
 
 
-def test_a_refusal_while_it_loads_is_no_failure(loading: Scene) -> None:
+@pytest.mark.parametrize(
+    ("age_seconds", "state"),
+    [(NEW_PROCESS_SECONDS - 0.1, STARTING), (NEW_PROCESS_SECONDS, UNKNOWN), (86_400.0, UNKNOWN)],
+)
+def test_a_process_that_may_serve_already_is_looked_at_before_it_is_called_starting(
+    age_seconds: float, state: ServerState
+) -> None:
+    scene = LocalScene()
+    scene.appear(age_seconds=age_seconds)
+    assert scene.seen() == (state, None)
+    assert scene.launches == 1
+
+
+def test_an_old_process_that_serves_was_never_starting() -> None:
+    scene = LocalScene()
+    scene.appear(age_seconds=86_400.0)
+    scene.answer()
+    assert scene.seen() == (RUNNING, None)
+    assert scene.life.tally.transitions == {(UNKNOWN, RUNNING): 1}
+    assert (scene.launches, scene.restarts) == (1, 0)
+
+
+def test_an_old_process_that_does_not_listen_is_starting() -> None:
+    scene = LocalScene()
+    scene.appear(age_seconds=86_400.0)
+    scene.knock()
+    assert scene.seen() == (STARTING, None)
+
+
+def test_an_old_process_that_answers_wrongly_is_failed_by_the_threshold() -> None:
+    scene = LocalScene()
+    scene.appear(age_seconds=86_400.0)
+    scene.answer_wrongly(2)
+    assert scene.seen() == (UNKNOWN, None)
+    scene.answer_wrongly()
+    assert scene.seen() == (FAILED, Reason.UNHEALTHY)
+
+
+# Loading.
+
+
+def test_a_refusal_while_it_loads_is_no_failure(loading: LocalScene) -> None:
     for _ in range(100):
-        loading.wait(1.0).refuse()
+        loading.wait(1.0).knock()
+        loading.close_port()
     assert loading.seen() == (STARTING, None)
+    assert loading.life.consecutive_failures == 0
 
 
-def test_a_refusal_while_it_loads_in_maintenance_ends_nothing(loading: Scene) -> None:
+def test_a_refusal_while_it_loads_in_maintenance_ends_nothing(loading: LocalScene) -> None:
     loading.maintain(math.inf)
-    loading.refuse()
+    loading.close_port()
+    loading.knock()
     assert loading.seen() == (STARTING, None)
     assert loading.life.launch_end is None
 
 
-def test_it_runs_when_it_serves_and_stays_the_same_launch(running: Scene) -> None:
+def test_it_runs_when_it_serves_and_stays_the_same_launch(running: LocalScene) -> None:
     assert running.seen() == (RUNNING, None)
     assert running.launches == 1
     assert running.life.launch is not None
     assert running.life.launch.has_served
+    assert running.steps[-1].effects == (KeepConnection(),)
+    assert running.life.tally.transitions == {(UNKNOWN, STARTING): 1, (STARTING, RUNNING): 1}
 
 
-def test_a_loading_server_that_answers_wrongly_is_failed(loading: Scene) -> None:
-    loading.fail(3, ProbeCause.HTTP_5XX)
+def test_a_loading_server_that_answers_wrongly_is_failed(loading: LocalScene) -> None:
+    loading.answer_wrongly(2)
+    assert loading.seen() == (STARTING, None)
+    loading.answer_wrongly()
     assert loading.seen() == (FAILED, Reason.UNHEALTHY)
+    loading.answer()
+    assert loading.seen() == (RUNNING, None)
 
 
-def test_metrics_without_an_end_are_never_running_before_it_served(loading: Scene) -> None:
+def test_metrics_without_an_end_are_never_running_before_it_served(loading: LocalScene) -> None:
     for _ in range(20):
-        loading.look(with_metrics(ProbeCause.TOO_LARGE))
+        loading.answer(with_metrics(ProbeCause.TOO_LARGE))
         assert loading.life.state is not RUNNING
 
 
-def test_a_load_without_progress_is_failed_and_recovers_by_progress(loading: Scene) -> None:
+def test_the_first_proof_needs_the_list_of_models(loading: LocalScene) -> None:
+    loading.answer(serving(loading.newest.start_seconds, names=None))
+    assert loading.seen() == (STARTING, None)
+
+
+def test_one_that_serves_another_model_than_expected_is_failed() -> None:
+    scene = LocalScene(Policy(is_local=True, expected_model="huge")).load()
+    scene.wait(50.0)
+    for _ in range(3):
+        scene.answer()
+    assert scene.seen() == (FAILED, Reason.MODEL_MISSING)
+    assert scene.life.detail == "serves tiny, not huge"
+    assert scene.life.launch is not None
+    assert not scene.life.launch.has_served
+
+
+def test_one_that_loses_its_model_is_failed_by_the_threshold(running: LocalScene) -> None:
+    empty = serving(running.newest.start_seconds, names=())
+    running.answer(empty)
+    running.answer(empty)
+    assert running.seen() == (RUNNING, None)
+    running.answer(empty)
+    assert running.seen() == (FAILED, Reason.MODEL_MISSING)
+
+
+def test_a_list_of_models_that_is_withheld_is_no_evidence() -> None:
+    scene = LocalScene(Policy(is_local=True, expected_model="tiny")).load()
+    scene.newest = sighting(start_seconds=STARTED)
+    scene.answer(with_models(ProbeCause.HTTP_4XX, 401))
+    assert scene.seen() == (RUNNING, None)
+
+
+# The progress of a load.
+
+
+def test_a_load_without_progress_is_failed_and_recovers_by_progress(loading: LocalScene) -> None:
     loading.wait(300.0).send(LoadStalled())
     assert loading.seen() == (FAILED, Reason.LOAD_STALLED)
-    loading.fail(3)
+    loading.answer_wrongly(3)
+    loading.knock()
     assert loading.seen() == (FAILED, Reason.LOAD_STALLED)
     loading.send(LoadProgressed())
     assert loading.seen() == (STARTING, None)
 
 
-def test_a_stalled_load_recovers_by_serving(loading: Scene) -> None:
+def test_a_stalled_load_recovers_by_serving(loading: LocalScene) -> None:
     loading.send(LoadStalled())
-    loading.serve()
+    loading.answer()
     assert loading.seen() == (RUNNING, None)
 
 
 @pytest.mark.parametrize("event", [LoadStalled(), LoadProgressed()])
 def test_load_progress_is_of_no_interest_once_it_runs(
-    running: Scene, event: LoadStalled | LoadProgressed
+    running: LocalScene, event: LoadStalled | LoadProgressed
 ) -> None:
     running.send(event)
     assert running.seen() == (RUNNING, None)
 
 
-def test_one_that_listens_where_the_agent_cannot_connect_is_unknown(loading: Scene) -> None:
-    loading.send(OutOfReach("listens in another network namespace"))
+# Out of reach.
+
+
+def test_one_that_listens_where_the_agent_cannot_connect_is_unknown(loading: LocalScene) -> None:
+    loading.knock(out_of_reach="listens in another network namespace")
     assert loading.seen() == (UNKNOWN, Reason.UNREACHABLE)
     assert loading.life.detail == "listens in another network namespace"
-    loading.fail(5)
+    loading.answer_wrongly(5)
     assert loading.seen() == (UNKNOWN, Reason.UNREACHABLE)
-    loading.serve()
+    loading.answer()
     assert loading.seen() == (RUNNING, None)
 
 
+def test_one_that_listened_out_of_reach_and_does_no_more_is_starting(loading: LocalScene) -> None:
+    loading.knock(out_of_reach="firewall")
+    loading.knock()
+    assert loading.seen() == (STARTING, None)
+
+
 def test_the_time_of_a_state_goes_on_when_only_the_phase_changes() -> None:
-    scene = Scene()
-    scene.wait(5.0).send(OutOfReach("firewall"))
+    scene = LocalScene()
+    scene.appear(age_seconds=60.0)
+    scene.wait(5.0).knock(out_of_reach="firewall")
     assert scene.phase is Phase.UNREACHED
     assert scene.life.entered == scene.begun
     assert scene.life.phase_entered == scene.now
     assert scene.life.tally.transitions == {}
 
 
-def test_one_that_was_reached_once_is_not_out_of_reach(running: Scene) -> None:
-    running.send(OutOfReach("firewall"))
+def test_one_that_was_reached_once_is_not_out_of_reach(running: LocalScene) -> None:
+    running.knock(out_of_reach="firewall")
     assert running.seen() == (RUNNING, None)
 
 
-def test_an_end_that_has_begun_is_stopping_until_it_is_settled(running: Scene) -> None:
-    running.send(EndBegan())
-    assert running.seen() == (STOPPING, None)
-    running.look(serving())
-    running.fail(3)
-    running.look(REFUSED)
-    assert running.seen() == (STOPPING, None)
+def test_one_that_served_and_is_out_of_reach_of_a_new_agent_is_not_starting_after_it(
+    running: LocalScene,
+) -> None:
+    """Starting is what has not served in this launch."""
+    running.come_back().sight_again()
+    running.knock(out_of_reach="firewall")
+    assert running.seen() == (UNKNOWN, Reason.UNREACHABLE)
+    running.knock()
+    assert running.life.state is not STARTING
 
 
-def test_an_end_that_was_asked_for_is_stopped(running: Scene) -> None:
-    running.send(EndBegan())
-    done = running.wait(0.5).send(ASKED)
-    assert running.seen() == (STOPPED, None)
-    assert running.crashes == 0
-    assert done.ending is not None
-    assert (done.ending.at, done.ending.rule) == (running.now, 1)
+# Somebody else on its port.
+
+
+def test_a_stranger_on_its_port_while_it_loads_is_as_good_as_nobody(loading: LocalScene) -> None:
+    for _ in range(10):
+        loading.wait(1.0).answer(by=STRANGER)
+        loading.answer(failing(ProbeCause.HTTP_5XX), by=STRANGER)
+    assert loading.seen() == (STARTING, None)
+    assert loading.life.consecutive_failures == 0
+    assert loading.life.launch is not None
+    assert not loading.life.launch.has_served
 
 
 @pytest.mark.parametrize(
-    ("settled", "reason", "code", "number"),
-    [(KILLED, Reason.SIGNAL, None, signal.SIGKILL), (EXITED_1, Reason.EXIT_NONZERO, 1, None)],
+    ("start_seconds", "state"),
+    [(0.0, RUNNING), (2.0, RUNNING), (-2.0, RUNNING), (2.1, STARTING), (OTHER_START, STARTING)],
 )
-def test_an_end_that_nobody_asked_for_is_crashed(
-    running: Scene, settled: EndSettled, reason: Reason, code: int | None, number: int | None
+def test_where_the_owner_of_the_port_is_unknown_its_start_time_tells(
+    loading: LocalScene, start_seconds: float, state: ServerState
 ) -> None:
-    running.send(EndBegan())
-    done = running.send(settled)
-    assert running.seen() == (CRASHED, reason)
-    assert running.life.tally.crashes == {reason: 1}
-    assert done.ending is not None
-    assert (done.ending.exit_code, done.ending.signal) == (code, number)
-    assert running.life.detail == "; ".join(done.ending.evidence)
+    told = loading.newest.start_seconds + start_seconds
+    loading.wait(50.0).answer(serving(told), by=None)
+    assert loading.seen() == (state, None)
 
 
-def test_an_end_is_settled_once(running: Scene) -> None:
-    running.send(EndBegan())
-    running.send(KILLED)
-    running.send(KILLED)
-    running.send(EXITED_1)
-    running.send(ASKED)
-    assert running.seen() == (CRASHED, Reason.SIGNAL)
-    assert running.crashes == 1
+def test_where_neither_owner_nor_start_are_told_it_is_taken_at_its_word(
+    loading: LocalScene,
+) -> None:
+    loading.answer(serving(None), by=None)
+    assert loading.seen() == (RUNNING, None)
 
 
-def test_an_end_before_anything_was_seen_is_judged_too() -> None:
-    scene = Scene()
-    scene.send(KILLED)
-    assert scene.seen() == (CRASHED, Reason.SIGNAL)
+def test_the_owner_of_the_port_counts_more_than_a_start_time(loading: LocalScene) -> None:
+    """A process may be behind a clock that was set since."""
+    loading.answer(serving(OTHER_START), by=OWN)
+    assert loading.seen() == (RUNNING, None)
 
 
-@pytest.mark.parametrize("phase", [Phase.LOADING, Phase.STALLED, Phase.UNREADY, Phase.UNREACHED])
-def test_an_end_can_begin_in_every_phase_of_a_live_server(loading: Scene, phase: Phase) -> None:
-    match phase:
-        case Phase.STALLED:
-            loading.send(LoadStalled())
-        case Phase.UNREADY:
-            loading.fail(3)
-        case Phase.UNREACHED:
-            loading.send(OutOfReach("firewall"))
-    assert loading.phase is phase
-    loading.send(EndBegan())
-    assert loading.seen() == (STOPPING, None)
-
-
-def test_an_end_longer_than_two_minutes_is_unresponsive(running: Scene) -> None:
-    running.send(EndBegan())
-    running.wait(119.9).tick()
+@pytest.mark.parametrize("by", [STRANGER, None])
+def test_a_stranger_on_the_port_of_a_running_server_means_that_its_own_listener_closed(
+    running: LocalScene, by: Listener | None
+) -> None:
+    done = running.answer(serving(OTHER_START), by=by)
     assert running.seen() == (STOPPING, None)
-    running.wait(0.1).tick()
+    assert DropConnection() in done.effects
+    assert (running.launches, running.crashes) == (1, 0)
+
+
+def test_a_stranger_may_stay_while_the_end_takes_its_time(running: LocalScene) -> None:
+    running.close_port()
+    for _ in range(5):
+        running.wait(1.0).answer(by=STRANGER)
+        running.answer(serving(OTHER_START), by=None)
+    assert running.seen() == (STOPPING, None)
+
+
+def test_what_a_stranger_says_of_itself_is_not_taken_for_the_server(loading: LocalScene) -> None:
+    loading.answer(serving(OTHER_START, is_sleeping=True), by=STRANGER)
+    assert loading.life.is_sleeping is None
+    loading.answer()
+    loading.answer(serving(OTHER_START, is_sleeping=True), by=STRANGER)
+    assert loading.life.is_sleeping is None
+
+
+@pytest.mark.parametrize("is_sleeping", [True, False])
+def test_a_sleeping_server_runs(loading: LocalScene, *, is_sleeping: bool) -> None:
+    loading.answer(serving(loading.newest.start_seconds, is_sleeping=is_sleeping))
+    assert loading.seen() == (RUNNING, None)
+    assert loading.life.is_sleeping is is_sleeping
+
+
+# Running.
+
+
+def test_busy_is_not_dead(running: LocalScene) -> None:
+    running.answer_wrongly(2, ProbeCause.TIMEOUT)
+    assert running.seen() == (RUNNING, None)
+    running.answer_wrongly(1, ProbeCause.TIMEOUT)
     assert running.seen() == (FAILED, Reason.UNRESPONSIVE)
-    running.wait(60.0).send(ASKED)
-    assert running.seen() == (STOPPED, None)
+    running.answer()
+    assert running.seen() == (RUNNING, None)
+    assert (running.launches, running.crashes) == (1, 0)
 
 
-def test_only_an_end_is_ever_overdue(loading: Scene) -> None:
-    loading.wait(3600.0).tick()
-    assert loading.seen() == (STARTING, None)
+def test_a_reset_asks_for_another_look_at_once_but_only_once(running: LocalScene) -> None:
+    assert running.answer_wrongly(1, ProbeCause.RESET).effects == (LookNow(),)
+    assert running.answer_wrongly(1, ProbeCause.RESET).effects == ()
 
 
-def test_a_launch_after_a_crash_is_a_restart_and_costs_a_unit(running: Scene) -> None:
-    running.send(EndBegan())
-    running.send(KILLED)
-    running.wait(2.0).send(ProcessAppeared(STARTED + 60.0))
+def test_an_idle_close_is_only_a_reason_to_look(running: LocalScene) -> None:
+    done = running.send(ConnectionClosed())
+    assert done.effects == (LookNow(),)
+    assert running.seen() == (RUNNING, None)
+
+
+def test_a_knock_is_of_no_interest_once_it_runs(running: LocalScene) -> None:
+    running.knock()
+    assert running.seen() == (RUNNING, None)
+
+
+def test_a_look_of_before_a_launch_does_not_prove_it(running: LocalScene) -> None:
+    """It was answered by the launch before, whose socket was its own then."""
+    look = serving(None)
+    asked_at = running.now
+    running.wait(1.0).load(2)
+    running.wait(0.1)
+    running.look_begun(asked_at, look)
     assert running.seen() == (STARTING, None)
-    assert (running.launches, running.restarts) == (2, 1)
-    assert running.life.budget.remaining == 2
 
 
-def test_a_launch_after_a_stop_costs_nothing(running: Scene) -> None:
-    running.send(EndBegan())
-    running.send(ASKED)
-    running.send(ProcessAppeared(STARTED + 60.0))
-    assert (running.launches, running.life.budget.remaining) == (2, 3)
+# What is told of other processes.
 
 
-def test_a_launch_after_one_that_never_ran_costs_a_unit_even_when_it_was_stopped(
-    loading: Scene,
-) -> None:
-    loading.send(EndBegan())
-    loading.send(ASKED)
-    loading.send(ProcessAppeared(STARTED + 60.0))
-    assert (loading.launches, loading.life.budget.remaining) == (2, 2)
+@pytest.mark.parametrize("number", [1, 3], ids=["older", "unknown"])
+@pytest.mark.parametrize("serves", [False, True])
+def test_what_is_told_of_another_process_changes_nothing(number: int, *, serves: bool) -> None:
+    scene = LocalScene().run()
+    scene.end()
+    scene.settle()
+    scene.wait(5.0).load(2)
+    if serves:
+        scene.wait(50.0).answer()
+    before = scene.life
+    assert scene.knock(number).effects == ()
+    assert scene.knock(number, out_of_reach="firewall").effects == ()
+    assert scene.see_tree(number, engines=0, gone=1).effects == ()
+    assert scene.component_ends(number).effects == ()
+    assert scene.end(number).effects == ()
+    assert scene.settle(number=number).effects == ()
+    assert scene.life == before
 
 
-def test_a_crash_loop_reaches_the_limit_however_long_it_loads(loading: Scene) -> None:
-    left = []
-    for number in range(1, 5):
-        loading.wait(250.0).send(EXITED_1)
-        loading.wait(2.0).send(ProcessAppeared(STARTED + 252.0 * number))
-        left.append((loading.life.budget.remaining, loading.life.budget.is_limit_reached))
-    assert left == [(2, False), (1, False), (0, False), (0, True)]
-    assert loading.crashes == 4
-
-
-@pytest.mark.parametrize("event", [None, EndBegan()])
-def test_the_next_process_of_a_server_whose_end_was_not_settled_is_starting(
-    running: Scene, event: EndBegan | None
-) -> None:
-    """A launch that has not served is never called running."""
-    if event is not None:
-        running.send(event)
-    done = running.send(ProcessAppeared(STARTED + 60.0))
-    assert running.seen() == (STARTING, None)
+def test_an_older_process_that_is_seen_again_is_no_launch(running: LocalScene) -> None:
+    """One that ends slowly is still there when the next one is seen."""
+    older = running.newest
+    running.close_port()
+    running.load(2)
+    running.sight(older)
     assert running.launches == 2
-    assert done.ending is not None
-    assert (done.ending.launch_number, done.ending.state) == (1, STOPPED)
+    assert running.life.launch is not None
+    assert running.life.launch.process == process(2)

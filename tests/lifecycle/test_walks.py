@@ -106,7 +106,7 @@ class Walk(RuleBasedStateMachine):
     @rule(looks=st.integers(1, 5))
     def agent_looks_when_its_pace_says(self, looks: int) -> None:
         for _ in range(looks):
-            wait = next_look_seconds(self.scene.life, INTERVAL, self.scene.now)
+            wait = next_look_seconds(self.scene.life, POLICY, INTERVAL, self.scene.now)
             assert 0.0 <= wait <= INTERVAL
             self.scene.wait(wait)
             self.agent_looks()

@@ -18,11 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.vllm.ways import act_on
 from vllm_agent.demo.launch import StandIn, title
-from vllm_agent.demo.standin.endings import ENDINGS, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.vllm.ways import VllmProcesses
 
 CLOSE = "close"
 # include/linux/sched.h
@@ -59,15 +61,15 @@ def measure(row: dict, speed: float) -> Measured:
         server.wait_serving()
         serving = time.monotonic()
         with contextlib.ExitStack() as stack:
-            idle = stack.enter_context(_connection_of_first_api_server(server))
+            idle = stack.enter_context(connection_of_first_api_server(server))
             streams = _streams(server, stack) if row["streams"] else []
             if name in _WAITS_FOR_WATCHDOG and not streams:
                 time.sleep(max(0.0, serving + _ACTION_AFTER_SECONDS / speed - time.monotonic()))
-            watch = _Watch(server, idle)
+            watch = EndWatch(server, idle)
             leave = _CLIENTS_LEAVE_SECONDS.get(row["name"])
             if leave is not None:
                 watch.at(leave / speed, partial(_close, streams))
-            _act(name, server)
+            act_on(server, name)
             return watch.run((last + _SLACK_SECONDS) / speed, orphans=bool(row["orphans"]))
 
 
@@ -76,8 +78,10 @@ def process_name(line: str) -> str:
     return line if line.startswith("VLLM::") else "main"
 
 
-class _Watch:
-    def __init__(self, server: StandIn, idle: socket.socket) -> None:
+class EndWatch:
+    """Notes every exit and the close of an idle connection, from now on."""
+
+    def __init__(self, server: VllmProcesses, idle: socket.socket) -> None:
         self._idle = idle
         self._names: dict[int, str] = {}
         self._pids: dict[str, int] = {}
@@ -164,25 +168,11 @@ def _ended(pidfd: int) -> bool:
     return bool(select.select([pidfd], [], [], 0)[0])
 
 
-def _act(name: str, server: StandIn) -> None:
-    ending = ENDINGS[name]
-    if ending.target is Target.GROUP:
-        server.signal_group(ending.signum)
-        return
-    pid = {
-        Target.MAIN: [server.pid],
-        Target.ENGINE: server.engine_pids,
-        Target.WORKER: server.worker_pids,
-        Target.API_SERVER: server.api_server_pids,
-    }[ending.target][0]
-    os.kill(pid, ending.signum)
-
-
-def _connect(server: StandIn) -> socket.socket:
+def _connect(server: VllmProcesses) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=5)
 
 
-def _connection_of_first_api_server(server: StandIn) -> socket.socket:
+def connection_of_first_api_server(server: VllmProcesses) -> socket.socket:
     """An idle connection; with several API servers, one that the first has accepted."""
     wanted = (server.api_server_pids or [server.pid])[0]
     tried = []
@@ -196,7 +186,7 @@ def _connection_of_first_api_server(server: StandIn) -> socket.socket:
             connection.close()
 
 
-def _holder(connection: socket.socket, server: StandIn) -> int:
+def _holder(connection: socket.socket, server: VllmProcesses) -> int:
     """The process that has accepted a connection."""
     deadline = time.monotonic() + _ACCEPT_SECONDS
     local, peer = connection.getsockname()[1], connection.getpeername()[1]
@@ -225,7 +215,7 @@ def _holds(pid: int, inode: str) -> bool:
     return False
 
 
-def _streams(server: StandIn, stack: contextlib.ExitStack) -> list[socket.socket]:
+def _streams(server: VllmProcesses, stack: contextlib.ExitStack) -> list[socket.socket]:
     """Streaming clients, at least one at each API server."""
     streams: list[socket.socket] = []
     without = set(server.api_server_pids or [server.pid])
@@ -241,7 +231,7 @@ def _close(connections: list[socket.socket]) -> None:
         connection.close()
 
 
-def _stream(server: StandIn) -> socket.socket:
+def _stream(server: VllmProcesses) -> socket.socket:
     """A client whose stream has begun."""
     body = json.dumps({"prompt": "one two", "max_tokens": 100_000, "stream": True})
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -17,8 +17,8 @@ from vllm_agent.demo.standin.failures import FAILURES
 
 RECORDINGS = Path(__file__).parents[1] / "testdata" / "vllm-0.32.0"
 VARIABLE = re.compile(
-    r"pid[ =]\d+|\d\d-\d\d \d\d:\d\d:\d\d|\[\d+\]|'?/models/\w+'?|\d+\.\d+|\[W\d.*?utils|:\d{4,5}\b"
-    r"|'port': \d+|vllm_dist_\w+"
+    r"(?i:pid: |pid[ =])\d+|\d\d-\d\d \d\d:\d\d:\d\d|\[\d+\]|'?/models/\w+'?|\d+\.\d+|\[W\d.*?utils"
+    r"|:\d{4,5}\b|'port': \d+|\bport \d+|vllm_dist_\w+"
 )
 
 

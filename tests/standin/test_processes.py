@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 
 from tests.standin.conftest import ask, wait_log
+from tests.standin.test_load import RECORDINGS, normal
+from tests.vllm.ways import act_on
 from vllm_agent.demo.launch import NotServingError, StandIn, title, write_checkpoint
 from vllm_agent.demo.standin import process
 from vllm_agent.demo.standin.endings import ENDINGS
 from vllm_agent.demo.standin.options import parse
 
+SPAWNED = "python -c from multiprocessing.spawn import spawn_main"
 TRACKER = "python -c from multiprocessing.resource_tracker import main;main(7)"
 
 
@@ -81,6 +84,27 @@ def test_names_are_cut_to_15_characters(serve):
     server = serve()
     assert comm(server.engine_pids[0]) == "VLLM::EngineCor"
     assert comm(server.worker_pids[0]) == "VLLM::Worker"
+
+
+def test_helper_of_multiprocessing_is_a_program_of_its_own(serve):
+    server = serve()
+    tracker = server.pids(TRACKER)[0]
+    arguments = Path(f"/proc/{tracker}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    assert [len(arguments), comm(tracker)] == [3, "python"]
+
+
+def test_components_are_untitled_pythons_at_first(start):
+    """While they import, as children that multiprocessing has spawned."""
+    server = start("--load-seconds", "2", "--api-server-count", "2")
+    spawned: dict[int, str] = {}
+    while not server.worker_pids:
+        for pid in server.pids():
+            if title(pid).startswith(SPAWNED):
+                spawned[pid] = comm(pid)
+        time.sleep(0.005)
+    titled = [*server.engine_pids, *server.worker_pids, *server.api_server_pids]
+    assert spawned == dict.fromkeys(titled, "python")
+    assert len(titled) == 4
 
 
 def test_tree_shares_session_and_group(serve):
@@ -214,6 +238,34 @@ def test_crash_log_says_no_shutdown(serve):
     assert "MPClient: engine core exited unexpectedly" in log
     assert "AsyncLLM output_handler failed." in log
     assert "shutdown triggered" not in log
+
+
+@pytest.mark.parametrize(
+    ("name", "recording"),
+    [
+        ("api2_term", "api2-normal-stop-sigterm.log"),
+        ("api2_kill_child", "api2-api-server-killed.log"),
+        ("api2_kill_engine", "api2-engine-core-killed.log"),
+    ],
+)
+def test_several_api_servers_end_with_the_recorded_words(serve, name, recording):
+    """The main process says the same in the same order, and nobody says anything else."""
+    server = serve("--api-server-count", "2")
+    loaded = len(server.log_text())
+    act_on(server, name)
+    server.wait()
+    recorded = [normal(line) for line in (RECORDINGS / recording).read_text().splitlines()]
+    said = [normal(line) for line in server.log_text()[loaded:].splitlines()]
+    # Leaks differ from run to run, and what follows their last line is glued to it.
+    leaks = ("refleaks", "resource_tracker")
+    strange = [line for line in said if line not in recorded]
+    assert [line for line in strange if not any(word in line for word in leaks)] == []
+    ending = ("[shutdown]", "Exception occurred", "Waiting up to")
+    by_main = [
+        [line for line in lines if "(MainProcess" in line and any(word in line for word in ending)]
+        for lines in (said, recorded)
+    ]
+    assert by_main[0] == by_main[1]
 
 
 def test_close_leaves_nothing_behind():

@@ -74,6 +74,20 @@ async def test_a_name_of_any_length_and_with_any_characters_is_remembered(open_s
     assert MAX_TEXT_BYTES - 3 < len(name.encode()) <= MAX_TEXT_BYTES
 
 
+async def test_a_url_of_any_length_is_cut(open_store):
+    store = await open_store()
+    await store.commit("llama", replace(values.discovered(), url="http://" + "h" * 10_000))
+    await store.close()
+    assert len((await (await open_store()).recall("llama")).url) == MAX_TEXT_BYTES
+
+
+async def test_a_launch_whose_process_is_known_later(open_store):
+    store = await open_store()
+    await store.commit("llama", values.memory(), launch=replace(values.launch(), process=None))
+    await store.commit("llama", values.memory(), launch=values.launch())
+    assert (await store.last_launch("llama")).launch.process == values.PROCESS
+
+
 async def test_history_is_limited(open_store):
     store = await open_store()
     for number in range(1, 6):

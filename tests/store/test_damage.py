@@ -11,6 +11,7 @@ import pytest
 from tests.store import values
 from vllm_agent.store.directory import set_aside
 from vllm_agent.store.rows import memory_rows
+from vllm_agent.store.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +59,7 @@ def _with_other_columns(path):
 
 def _without_the_newest_columns(path):
     with sqlite3.connect(path) as connection:
-        for column in ("entered_unix_seconds", "last_ending_launch", "model_name", "version"):
+        for column in ("process_pid", "url", "is_discovered"):
             connection.execute(f"ALTER TABLE servers DROP COLUMN {column}")
     connection.close()
 
@@ -104,7 +105,7 @@ async def test_an_empty_file_becomes_a_database(open_store, state_dir):
 
 async def test_a_newer_schema_is_left_alone(database, open_store, state_dir, caplog, quick_retry):
     with sqlite3.connect(database) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
     content = database.read_bytes()
     store = await open_store()
@@ -113,7 +114,7 @@ async def test_a_newer_schema_is_left_alone(database, open_store, state_dir, cap
     await store.close()
     assert not store.status.is_up
     assert store.status.detail == (
-        "history.sqlite has schema 2, this vllm-agent knows 1. "
+        "history.sqlite has schema 3, this vllm-agent knows 2. "
         f"Upgrade vllm-agent, or move history.sqlite out of {state_dir}."
     )
     assert database.read_bytes() == content

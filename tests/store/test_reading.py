@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -76,6 +77,7 @@ async def test_unknown_words_in_history_are_counted_once(change):
     [
         "UPDATE servers SET budget_limit = 'many'",
         "UPDATE servers SET entered_unix_seconds = 'long ago'",
+        "UPDATE servers SET process_pid = 'many'",
         "UPDATE counters SET value = 'many' WHERE counter = 'launches'",
     ],
 )
@@ -83,6 +85,16 @@ async def test_a_memory_of_nonsense_is_none(change, statement):
     store = await change(statement)
     assert await store.recall("llama") is None
     assert store.dropped["store_value"] == 1
+
+
+async def test_a_process_of_which_not_all_is_known_is_none(change):
+    store = await change(
+        "UPDATE servers SET process_start_ticks = NULL",
+        "UPDATE launches SET process_boot_id = NULL",
+    )
+    assert await store.recall("llama") == replace(values.memory(5), process=None, last_ending=None)
+    (record,) = (await store.history("llama")).launches
+    assert record.launch == replace(values.launch(), process=None)
 
 
 @pytest.mark.parametrize(

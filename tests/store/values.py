@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 
 from hypothesis import strategies as st
@@ -10,9 +11,10 @@ from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Tally, Transition
 from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
-from vllm_agent.observations import Instant
+from vllm_agent.observations import Instant, ProcessId
 
 NOW = 1_700_000_000.0
+PROCESS = ProcessId("a0e1d2c3-0000-4000-8000-000000000000", 4242, 1_234_567)
 
 
 class Clock:
@@ -52,11 +54,23 @@ def memory(launches: int = 1, phase: Phase = Phase.READY) -> Memory:
         entered_unix_seconds=NOW - 2.5,
         model_name="tiny",
         version="0.32.0",
+        process=PROCESS,
+        launch_has_served=True,
+    )
+
+
+def discovered(launches: int = 1, *, is_forgotten: bool = False) -> Memory:
+    return replace(
+        memory(launches),
+        url="http://127.0.0.1:8000",
+        is_discovered=True,
+        is_wanted=False,
+        is_forgotten=is_forgotten,
     )
 
 
 def launch(number: int = 1, *, has_served: bool = False, at: float = NOW) -> Launch:
-    return Launch(number, at - 1.25, remembered(at), has_served)
+    return Launch(number, at - 1.25, remembered(at), has_served, PROCESS)
 
 
 def ending(number: int = 1, *, at: float = NOW, evidence: tuple[str, ...] = ("it died",)) -> Ending:
@@ -89,6 +103,7 @@ seconds = st.floats(0, 2e10)
 numbers = st.integers(1, 10**6)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 instants = st.builds(remembered, seconds)
+processes = st.builds(ProcessId, texts, st.integers(1, 2**22), st.integers(0, 2**63 - 1))
 
 
 def _mappings(keys: st.SearchStrategy, values: st.SearchStrategy) -> st.SearchStrategy:
@@ -122,6 +137,12 @@ memories = st.builds(
     entered_unix_seconds=st.none() | seconds,
     model_name=st.none() | texts,
     version=st.none() | texts,
+    process=st.none() | processes,
+    launch_has_served=st.booleans(),
+    url=st.none() | texts,
+    is_discovered=st.booleans(),
+    is_wanted=st.booleans(),
+    is_forgotten=st.booleans(),
 )
 launches = st.builds(
     Launch,
@@ -129,6 +150,7 @@ launches = st.builds(
     start_seconds=st.none() | seconds,
     first_seen=instants,
     has_served=st.booleans(),
+    process=st.none() | processes,
 )
 endings = st.builds(
     Ending,

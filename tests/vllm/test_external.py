@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
+import os
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -10,35 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.agent_process import AgentProcess, wait_until
-from tests.vllm.real_vllm import RealVllm
-from vllm_agent.demo.launch import free_port
+from tests.vllm.real_vllm import RealVllm, reserve_port
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-LOAD_SECONDS = 240.0
-
-
-def _serves(port: int) -> bool:
-    try:
-        return bool(_status(port) == 200)
-    except OSError:
-        return False
-
-
-def _status(port: int) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 @pytest.mark.timeout(900)
 def test_two_lives_and_a_death(tmp_path: Path, record_property) -> None:
     """Stopped → running → failed at once → crashed after 10 s → running, with one restart."""
-    port = free_port()
+    port = reserve_port()
     servers = (
         f"  - {{name: real, mode: external, url: 'http://127.0.0.1:{port}', model: tiny,\n"
         "     probe: {interval: 2s, timeout: 2s}}\n"
@@ -47,8 +28,7 @@ def test_two_lives_and_a_death(tmp_path: Path, record_property) -> None:
     with AgentProcess(tmp_path, servers) as agent:
         assert agent.state("real") == "stopped"
         with RealVllm(tmp_path, port) as vllm:
-            wait_until(lambda: _serves(port), "the first launch serves", LOAD_SECONDS)
-            served = time.monotonic()
+            served = vllm.wait_serving()
             agent.wait_state("real", "running")
             delays["serving to running"] = time.monotonic() - served
             answer = agent.server("real")
@@ -56,7 +36,7 @@ def test_two_lives_and_a_death(tmp_path: Path, record_property) -> None:
             assert answer["version"] == "0.32.0"
             assert agent.sample("server_launches_total", server="real") == 1
 
-            vllm.process.send_signal(signal.SIGKILL)  # type: ignore[union-attr] # it runs
+            os.kill(vllm.pid, signal.SIGKILL)
             killed = time.monotonic()
             wait_until(lambda: agent.state("real") == "failed", "failed at once")
             delays["SIGKILL to failed"] = time.monotonic() - killed
@@ -68,8 +48,7 @@ def test_two_lives_and_a_death(tmp_path: Path, record_property) -> None:
             vllm.kill()
 
             vllm.start()
-            wait_until(lambda: _serves(port), "the second launch serves", LOAD_SECONDS)
-            served = time.monotonic()
+            served = vllm.wait_serving()
             agent.wait_state("real", "running")
             delays["second serving to running"] = time.monotonic() - served
             assert agent.sample("server_restarts_total", server="real", initiator="outside") == 1

@@ -75,6 +75,11 @@ class AgentClient:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
+    @property
+    def socket_path(self) -> str:
+        """Where the agent is asked."""
+        return str(self._path)
+
     def read(self, path: str) -> Answer:
         """What is at `path`: `SERVERS_PATH` or a `server_path`."""
         return self._request("GET", path)[1]
@@ -96,6 +101,10 @@ class AgentClient:
             wish["for_seconds"] = for_seconds
         body = json.dumps(wish).encode()
         return self._request("POST", f"{server_path(name)}/maintenance", body=body)[1]
+
+    def forget(self, name: str) -> None:
+        """Lets a discovered server that ended leave."""
+        self._request("POST", f"{server_path(name)}/forget")
 
     def _request(
         self,

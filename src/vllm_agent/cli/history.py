@@ -11,18 +11,14 @@ from vllm_agent.cli.arguments import add_client_flags, state_dir, whole_number
 from vllm_agent.cli.history_lines import merged_lines, server_lines
 from vllm_agent.cli.outcome import ExitCode, UnknownServerError
 from vllm_agent.cli.text import plain
-from vllm_agent.expose.json_view import MAX_HISTORY_LIMIT
+from vllm_agent.expose.history_view import MAX_HISTORY_LIMIT
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
 
-    from vllm_agent.expose.json_view import (
-        HistoryView,
-        LaunchView,
-        ServersView,
-        TransitionView,
-    )
+    from vllm_agent.expose.history_view import HistoryView, LaunchView, TransitionView
+    from vllm_agent.expose.json_view import ServersView
 
 T = TypeVar("T")
 

@@ -10,7 +10,12 @@ from vllm_agent.cli.text import age, local_time, plain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vllm_agent.expose.json_view import EndingView, HistoryView, LaunchView, TransitionView
+    from vllm_agent.expose.history_view import (
+        EndingView,
+        HistoryView,
+        LaunchView,
+        TransitionView,
+    )
 
 _GAP: Final = "  "
 _SEEN, _CHANGED, _ENDED = range(3)

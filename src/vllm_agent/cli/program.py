@@ -47,10 +47,12 @@ class Command:
 COMMANDS: Final = (
     Command("run", "run", "watch servers and serve metrics; this is also what no command does"),
     Command("check-config", "check_config", "check flags, environment and configuration file"),
+    Command("doctor", "doctor", "show what the agent may not see, why, and what would change that"),
     Command("status", "status", "show every server, or one in full"),
     Command("history", "history", "show what happened to the servers or to one, newest last"),
     Command("wait", "wait", "wait until a server is in a state"),
     Command("maintenance", "maintenance", "say that an end of a server is planned"),
+    Command("forget", "forget", "let a discovered server that ended leave, and its page with it"),
     Command("demo", "demo", "watch stand-in servers load, crash and come back"),
 )
 _COMMANDS: Final = {command.name: command for command in COMMANDS}

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
+from vllm_agent.cli.process_rows import process_rows
 from vllm_agent.cli.text import UNKNOWN, age_of, local_time, plain, shown
 from vllm_agent.config.duration import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vllm_agent.expose.json_view import EndingView, ProbeView, ServerView
+    from vllm_agent.expose.history_view import EndingView
+    from vllm_agent.expose.json_view import ProbeView, ServerView
+
+RULE_MEANING: Final = MappingProxyType(
+    {
+        1: "it was asked for, or the server was in maintenance",
+        2: "a cause was seen: the OOM killer, a GPU fault, or a line of its log",
+        3: "a sign of a stop came before any trouble",
+        4: "a part of it ended badly, or was left alive, before its main process was told to go",
+        5: "its main process ended by itself, with an error or by a signal",
+        6: "all its other processes were gone or on their way out when its listener closed",
+        7: "nothing that was seen tells why",
+    }
+)
+"""The rules of docs/lifecycle.md by their numbers. 0 is none: only a URL was seen, or no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +42,21 @@ class DetailRow:
 def detail_rows(server: ServerView, now_unix_seconds: float) -> list[DetailRow]:
     """The lines, in the order of what matters first."""
     return [
-        DetailRow("server", f"{plain(server['name'])} ({server['mode']})"),
-        DetailRow("url", plain(server["url"])),
+        DetailRow("server", f"{plain(server['name'])} ({_origin(server)})"),
+        DetailRow("url", shown(server["url"])),
         *_condition(server, now_unix_seconds),
         DetailRow("model", _models(server)),
         DetailRow("version", shown(server["version"])),
         *_launches(server),
         *_last_ending(server["last_ending"]),
+        *(DetailRow(label, text) for label, text in process_rows(server)),
         DetailRow("last check", _last_check(server, now_unix_seconds)),
         *(_probe(name, probe) for name, probe in server["probes"].items()),
     ]
+
+
+def _origin(server: ServerView) -> str:
+    return f"{server['mode']}, discovered" if server["discovered"] else server["mode"]
 
 
 def _condition(server: ServerView, now: float) -> Iterator[DetailRow]:
@@ -93,6 +114,8 @@ def _last_ending(ending: EndingView | None) -> Iterator[DetailRow]:
         parts.append(f"signal {ending['signal']}")
     parts.append(f"at {local_time(ending['timestamp_seconds'])}")
     yield DetailRow("last ending", ", ".join(parts), ending["state"])
+    if ending["rule"] in RULE_MEANING:
+        yield DetailRow("judged by", f"rule {ending['rule']}: {RULE_MEANING[ending['rule']]}")
     for fact in ending["evidence"]:
         yield DetailRow("evidence", plain(fact))
 

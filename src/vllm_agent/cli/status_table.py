@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 HEADINGS: Final = (
     *("SERVER", "STATE", "SINCE", "MODEL", "VERSION"),
-    *("REASON", "RESTARTS", "CRASHES", "CHECKED", "URL"),
+    *("REASON", "RESTARTS", "CRASHES", "CHECKED", "PID", "URL"),
 )
 """One word each, and no value has a space in it but a name that has: columns stay columns."""
+
+_ASK_DOCTOR: Final = "'vllm-agent doctor' says why"
 
 
 def rows_in_order(view: ServersView) -> list[ServerView]:
@@ -37,7 +39,8 @@ def table_row(server: ServerView, now_unix_seconds: float) -> tuple[str, ...]:
         str(sum(server["restarts"].values())),
         str(sum(server["crashes"].values())),
         age_of(server["last_check_timestamp_seconds"], now_unix_seconds),
-        plain(server["url"]),
+        UNKNOWN if server["pid"] is None else str(server["pid"]),
+        shown(server["url"]),
     )
 
 
@@ -47,6 +50,7 @@ def remarks(server: ServerView) -> tuple[str, ...]:
         "sleeping": bool(server["sleeping"]),
         "maintenance": server["in_maintenance"],
         "restart limit": server["restart_budget"]["limit_reached"],
+        f"{server['orphans']} orphaned": bool(server["orphans"]),
     }
     return tuple(word for word, holds in told.items() if holds)
 
@@ -60,12 +64,22 @@ def notices(view: ServersView) -> list[str]:
         if not source["up"]:
             detail = f": {plain(source['detail'])}" if source["detail"] else ""
             told.append(f"the agent's collector {plain(source['name'])} does not work{detail}")
+    if any(not sight["visible"] for sight in view["agent"]["sights"]):
+        told.append(f"the agent does not see all of this host: {_ASK_DOCTOR}")
     if not view["servers"]:
-        told.append(
-            "no server is configured: write servers to a file and start the agent with "
-            "--config.file=FILE"
-        )
+        told.append(_no_server(view["agent"]["discovered"]))
     return told
+
+
+def _no_server(discovered: int | None) -> str:
+    if discovered is None:
+        found = f"servers on this host are not found by themselves ({_ASK_DOCTOR})"
+    else:
+        found = "no vLLM server was found on this host"
+    return (
+        f"{found}, and no server is configured: write those that are elsewhere to a file and start "
+        "the agent with --config.file=FILE"
+    )
 
 
 def summary(view: ServersView) -> str:

@@ -39,7 +39,7 @@ _STATE_STYLES: Final = {
 }
 _QUIET: Final = Style(dim=True)
 _GAP: Final = 2
-_DROPPED_FIRST: Final = ("URL", "CHECKED", "VERSION", "MODEL", "CRASHES", "RESTARTS")
+_DROPPED_FIRST: Final = ("URL", "CHECKED", "PID", "VERSION", "MODEL", "CRASHES", "RESTARTS")
 """What a narrow terminal does without, in this order; `status SERVER` shows all of it."""
 
 _MIN_MODEL_WIDTH: Final = 14
@@ -48,7 +48,7 @@ _MIN_MODEL_WIDTH: Final = 14
 _MIN_SERVER_WIDTH: Final = 12
 """What is left of a name where the reason needs the room."""
 
-_NUMBERS: Final = frozenset({"RESTARTS", "CRASHES"})
+_NUMBERS: Final = frozenset({"RESTARTS", "CRASHES", "PID"})
 
 
 def print_once(drawing: RenderableType) -> None:

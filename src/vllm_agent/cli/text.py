@@ -12,6 +12,8 @@ UNKNOWN: Final = "-"
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
+_BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_BYTE_UNIT_RATIO: Final = 1024
 _GAP: Final = "  "
 
 
@@ -38,6 +40,16 @@ def age(seconds: float) -> str:
     if whole < _DAY:
         return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02}m"
     return f"{whole // _DAY}d{whole % _DAY // _HOUR:02}h"
+
+
+def byte_size(count: int) -> str:
+    """A number of bytes in the largest unit that leaves a whole number before the point."""
+    size, unit = float(count), _BYTE_UNITS[0]
+    for larger in _BYTE_UNITS[1:]:
+        if size < _BYTE_UNIT_RATIO:
+            break
+        size, unit = size / _BYTE_UNIT_RATIO, larger
+    return f"{count} {unit}" if unit == _BYTE_UNITS[0] else f"{size:.1f} {unit}"
 
 
 def age_of(unix_seconds: float | None, now_unix_seconds: float) -> str:

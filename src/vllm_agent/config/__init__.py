@@ -5,8 +5,12 @@ from vllm_agent.config.files import read_api_key
 from vllm_agent.config.flags import LogFormat, LogLevel, Settings, add_to, resolve
 from vllm_agent.config.listen_address import ListenAddress, parse_listen_address
 from vllm_agent.config.load import load
+from vllm_agent.config.match import matches
 from vllm_agent.config.model import (
     Config,
+    DiscoveryConfig,
+    DiscoveryPage,
+    MatchConfig,
     ProbeConfig,
     RestartConfig,
     ServerConfig,
@@ -18,9 +22,12 @@ from vllm_agent.config.url import ServerUrl, parse_server_url
 __all__ = [
     "Config",
     "ConfigError",
+    "DiscoveryConfig",
+    "DiscoveryPage",
     "ListenAddress",
     "LogFormat",
     "LogLevel",
+    "MatchConfig",
     "ProbeConfig",
     "Problem",
     "RestartConfig",
@@ -31,6 +38,7 @@ __all__ = [
     "add_to",
     "format_duration",
     "load",
+    "matches",
     "parse_duration",
     "parse_listen_address",
     "parse_server_url",

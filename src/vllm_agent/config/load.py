@@ -8,19 +8,22 @@ from pydantic import ValidationError
 
 from vllm_agent.config.document import Document, parse_document
 from vllm_agent.config.messages import FOLLOWING_ERROR, message
-from vllm_agent.config.model import Config, ConfigFile, LoadContext
+from vllm_agent.config.model import Config, ConfigFile, LoadContext, MatchConfig
 from vllm_agent.config.problem import ConfigError, Problem, key_path, quoted
 from vllm_agent.config.url import parse_server_url
+from vllm_agent.lifecycle.states import LifecycleMode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-# 2,000 servers with every key written come to about 700 KiB.
+    from vllm_agent.config.url import ServerUrl
+
+# 2,000 external servers with every key written come to about 700 KiB.
 MAX_FILE_BYTES = 2**20
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Config:  # noqa: ARG001 - callers pass all sources; no key of external servers has a variable
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:  # noqa: ARG001 - callers pass all sources; no key of this version has a variable
     """Load the configuration from a file; None gives the configuration without servers.
 
     Takes about a millisecond per four servers, so a reload belongs in a thread.
@@ -46,7 +49,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:  # noqa: ARG0
     if problems:
         problems.sort(key=lambda problem: problem.line or 0)
         raise ConfigError(tuple(problems)) from None
-    return Config(servers=content.servers, source=path)
+    return Config(**dict(content), source=path)
 
 
 def _read_text(path: Path) -> str:
@@ -97,7 +100,8 @@ def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Compare servers with each other, also where one of them has other problems."""
     servers = value.get("servers") if isinstance(value, dict) else None
     names: dict[str, int] = {}
-    addresses: dict[str, int] = {}
+    addresses: dict[ServerUrl, int] = {}
+    processes: dict[object, int] = {}
     for index, server in enumerate(servers if isinstance(servers, list) else ()):
         if not isinstance(server, dict):
             continue
@@ -105,14 +109,32 @@ def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if isinstance(name, str) and names.setdefault(name, index) != index:
             text = f"{quoted(name)} is the name of servers[{names[name]}] too: names must differ"
             yield ("servers", index, "name"), text
-        address = _address(server.get("url"))
-        if address is not None and addresses.setdefault(address, index) != index:
-            text = f"servers[{addresses[address]}] has the same address: name each server once"
+        url = _url(server)
+        if url is not None and addresses.setdefault(url, index) != index:
+            text = f"servers[{addresses[url]}] has the same address: name each server once"
             yield ("servers", index, "url"), text
+            continue
+        key, process = _process(server, url)
+        if process is not None and processes.setdefault(process, index) != index:
+            text = f"servers[{processes[process]}] is the same process of this host"
+            yield ("servers", index, key), f"{text}: write a match that tells them apart"
 
 
-def _address(url: object) -> str | None:
+def _url(server: Mapping[str, Any]) -> ServerUrl | None:
+    url = server.get("url")
     try:
-        return str(parse_server_url(url)) if isinstance(url, str) else None
+        return parse_server_url(url) if isinstance(url, str) else None
     except ValueError:
         return None
+
+
+def _process(server: Mapping[str, Any], url: ServerUrl | None) -> tuple[str, object]:
+    """Give what tells a monitored server's process, and the key that says so; None if nothing."""
+    if server.get("mode") not in (None, LifecycleMode.MONITORED):
+        return "mode", None
+    if server.get("match") is None:
+        return "url", MatchConfig(port=url.port) if url and url.port else url
+    try:
+        return "match", MatchConfig.model_validate(server["match"], by_alias=True, by_name=False)
+    except ValidationError:
+        return "match", None

@@ -17,29 +17,34 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 EXAMPLE = """\
-servers:
-  - name: llama
-    mode: external
-    url: http://127.0.0.1:8000
+discovery:                # without any configuration, every vLLM of this host is found
+  page: supervised
+  forget_after: 1h
 
-  - name: qwen
+servers:
+  - name: llama           # on this host, whoever starts it, under a name of its own
+    match: {port: 8000}
+    probe:
+      interval: 5s
+      timeout: 2s
+      failure_threshold: 3
+
+  - name: embeddings
+    match:                # all that is written must hold
+      systemd_unit: vllm
+      command: serve \\S*bge
+    url: unix:///run/vllm/embeddings.sock
+
+  - name: qwen            # on another host
     mode: external
     url: https://gpu7.example.org:8443/qwen   # vLLM runs with --root-path /qwen
     model: Qwen/Qwen3-8B                      # must be listed in /v1/models
     api_key_file: qwen.key                    # in the folder of this file
     tls_config:
       ca_file: ca.pem
-    probe:
-      interval: 5s
-      timeout: 2s
-      failure_threshold: 3
     restart:
       max_restarts: 3
       window: 60s
-
-  - name: embeddings
-    mode: external
-    url: unix:///run/vllm/embeddings.sock
 """
 
 _INTRODUCTION = """\

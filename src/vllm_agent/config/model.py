@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
 from pydantic import (
     AfterValidator,
@@ -28,8 +29,17 @@ from pydantic_core import PydanticCustomError
 
 from vllm_agent.config.duration import format_duration, parse_duration
 from vllm_agent.config.files import MAX_PEM_FILE_BYTES, read_api_key, read_file
+from vllm_agent.config.match_values import (
+    MAX_COMMAND_CHARACTERS,
+    MAX_PATTERN_LENGTH,
+    MAX_REPEATS,
+    parse_container,
+    parse_pattern,
+    parse_unit,
+)
 from vllm_agent.config.problem import quoted, shown
-from vllm_agent.config.url import ServerUrl, parse_host, parse_server_url
+from vllm_agent.config.url import MAX_PORT, ServerUrl, parse_host, parse_server_url
+from vllm_agent.lifecycle.server_names import MAX_NAME_LENGTH, is_server_name
 from vllm_agent.lifecycle.states import LifecycleMode
 
 if TYPE_CHECKING:
@@ -37,8 +47,6 @@ if TYPE_CHECKING:
 
 # Twice the number of servers that one agent is measured with.
 MAX_SERVERS = 2_000
-# A label value and a path segment; systemd's longest unit names are 255, read on no dashboard.
-MAX_NAME_LENGTH = 128
 # The longest name that Hugging Face allows is 96 characters; local paths are longer.
 MAX_MODEL_LENGTH = 512
 # Below a second a probe costs more than it tells; beyond an hour nobody waits for a verdict.
@@ -50,10 +58,13 @@ MAX_FAILURE_THRESHOLD = 100
 # A limit that high never ends a loop, which is what the limit is for.
 MAX_RESTARTS = 1_000
 MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS = 1.0, 24 * 3_600.0
+# Prometheus scrapes once a minute unless told otherwise: an end must be seen once at least. After
+# a week the history of a server that is gone goes too.
+MIN_FORGET_SECONDS, MAX_FORGET_SECONDS = 60.0, 7 * 24 * 3_600.0
+# Beyond any host's number of GPUs; each server costs up to 160 series.
+MAX_DISCOVERED_SERVERS = 1_000
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
-
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@~:-]{{0,{MAX_NAME_LENGTH - 1}}}")
 
 # The type of errors whose text is complete as it stands.
 OWN_ERROR = "vllm_agent"
@@ -262,14 +273,145 @@ class RestartConfig(Section):
     )
 
 
+class DiscoveryPage(StrEnum):
+    """Which servers that discovery found are wanted up, so that somebody is paged for them."""
+
+    SUPERVISED = "supervised"
+    ALL = "all"
+
+
+def _page(value: Any) -> DiscoveryPage:
+    try:
+        return DiscoveryPage(value)
+    except ValueError:
+        _fail(f"must be {' or '.join(DiscoveryPage)}, got {shown(value)}")
+
+
+class DiscoveryConfig(Section):
+    """How vLLM servers that nobody configured are found on this host."""
+
+    enabled: bool = Field(
+        default=True,
+        strict=True,
+        description=(
+            "Watch every vLLM server that runs on this host. `false`: only those below `servers`."
+        ),
+    )
+    page: Annotated[DiscoveryPage, BeforeValidator(_page)] = Field(
+        DiscoveryPage.SUPERVISED,
+        description=(
+            "Which discovered servers have `vllm_agent_server_desired_up`, so that alerts page for "
+            "them: `supervised`, those of a systemd service or a container, or `all`."
+        ),
+    )
+    forget_after_seconds: Annotated[Duration, _between(MIN_FORGET_SECONDS, MAX_FORGET_SECONDS)] = (
+        Field(
+            3_600.0,
+            alias="forget_after",
+            description=(
+                "Time after which a discovered server that was stopped leaves the metrics, "
+                "1m to 1w. One that crashed stays for a day at least."
+            ),
+        )
+    )
+    max_servers: int = Field(
+        32,
+        strict=True,
+        ge=1,
+        le=MAX_DISCOVERED_SERVERS,
+        description=(
+            f"Discovered servers to watch at a time, 1 to {MAX_DISCOVERED_SERVERS:,}; any user of "
+            "the host can start processes that look like one. Others are counted in "
+            "`vllm_agent_dropped_total`."
+        ),
+    )
+
+
+def _parsed_by(parse: Callable[[str], str]) -> AfterValidator:
+    def check(value: str) -> str:
+        try:
+            return parse(value)
+        except ValueError as error:
+            _fail(str(error))
+
+    return AfterValidator(check)
+
+
+def _pattern(value: Any) -> re.Pattern[str]:
+    if isinstance(value, re.Pattern):
+        return value
+    if not isinstance(value, str):
+        _fail(f"must be text, got {shown(value)}: put it in quotes")
+    try:
+        return parse_pattern(value)
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _absolute_path(value: Any) -> Path:
+    path = Path(value) if isinstance(value, str | Path) and f"{value}".isprintable() else Path()
+    if not path.is_absolute():
+        _fail("must be an absolute path such as /run/vllm.pid")
+    return path
+
+
+class MatchConfig(Section):
+    """Which process of this host is the server. At least one key; all that are written hold."""
+
+    port: int | None = Field(
+        None,
+        strict=True,
+        ge=1,
+        le=MAX_PORT,
+        description=(
+            "Port that it listens on, as its own command line says: in a container, not the port "
+            "that the container publishes."
+        ),
+    )
+    systemd_unit: Annotated[StrictStr, _parsed_by(parse_unit)] | None = Field(
+        None,
+        description=(
+            "systemd service that it runs in, of the system or of a user, with or without "
+            "`.service`."
+        ),
+    )
+    container: Annotated[StrictStr, _parsed_by(parse_container)] | None = Field(
+        None, description="Id of its container, or the first 12 hex digits or more of it."
+    )
+    pid_file: Annotated[Path, PlainValidator(_absolute_path)] | None = Field(
+        None, description="Absolute path of a file that holds the PID of its main process."
+    )
+    command: (
+        Annotated[
+            re.Pattern[str],
+            PlainValidator(_pattern),
+            PlainSerializer(lambda pattern: pattern.pattern, return_type=str),
+        ]
+        | None
+    ) = Field(
+        None,
+        description=(
+            "Python regular expression, found anywhere in the first "
+            f"{MAX_COMMAND_CHARACTERS:,} characters of its arguments joined by spaces. At most "
+            f"{MAX_PATTERN_LENGTH} characters, {MAX_REPEATS} of `*`, `+` and `{{m,n}}`, and no "
+            "repeated group, so that a search is short whatever a command line holds."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_fields_set:
+            keys = ", ".join(type(self).model_fields)
+            _fail(f"must have at least one of {keys}: write match: {{port: 8000}}")
+        return self
+
+
 def _mode(value: Any) -> LifecycleMode:
-    if value == LifecycleMode.EXTERNAL:
-        return LifecycleMode.EXTERNAL
-    if value == LifecycleMode.MONITORED:
-        _fail("monitored (the default) is not supported by this version: write mode: external")
     if value == LifecycleMode.MANAGED:
-        _fail("managed is not supported by this version: write mode: external")
-    _fail(f"must be external, got {shown(value)}")
+        _fail("managed is not supported by this version: write mode: monitored or mode: external")
+    if value in (LifecycleMode.MONITORED, LifecycleMode.EXTERNAL):
+        return LifecycleMode(value)
+    _fail(f"must be monitored or external, got {shown(value)}")
 
 
 class ServerConfig(Section):
@@ -284,18 +426,30 @@ class ServerConfig(Section):
     )
     mode: Annotated[LifecycleMode, BeforeValidator(_mode)] = Field(
         LifecycleMode.MONITORED,
-        validate_default=True,
         description=(
-            "Who starts the server. This version supports `external` only, so it has to be "
-            "written: a server that anyone starts anywhere, watched by its URL."
+            "`monitored`: runs on this host, whoever starts it; its processes are watched too. "
+            "`external`: runs anywhere; watched by its URL only."
         ),
     )
-    url: Annotated[ServerUrl, PlainValidator(_server_url), PlainSerializer(str)] = Field(
+    url: Annotated[ServerUrl, PlainValidator(_server_url), PlainSerializer(str)] | None = Field(
+        None,
+        validate_default=True,
         description=(
             "Where the server listens: `http://host:port`, `https://host:port` or "
-            "`unix:///path`, followed by vLLM's `--root-path` if it has one. One name per URL."
+            "`unix:///path`, followed by vLLM's `--root-path` if it has one. One name per URL. "
+            "Required for an external server. Default for a monitored one: where it is found to "
+            "listen."
         ),
         examples=["http://127.0.0.1:8000"],
+    )
+    match: MatchConfig | None = Field(
+        None,
+        validate_default=True,
+        description=(
+            "Which process of this host is this monitored server. Of the keys below, at least "
+            "one; all that are written must hold. Default: the process that listens on the port "
+            "or unix socket of `url`."
+        ),
     )
     model: StrictStr | None = Field(
         None,
@@ -315,11 +469,31 @@ class ServerConfig(Section):
     @field_validator("name")
     @classmethod
     def _is_label_and_path_segment(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
+        if not is_server_name(value):
             _fail(
                 f"must be 1 to {MAX_NAME_LENGTH} letters, digits or . _ @ ~ : - and begin with a "
                 f"letter or digit, got {quoted(value)}"
             )
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _external_needs_url(cls, value: ServerUrl | None, info: ValidationInfo) -> ServerUrl | None:
+        if value is None and info.data.get("mode") is LifecycleMode.EXTERNAL:
+            _fail("is missing: write url: http://127.0.0.1:8000")
+        return value
+
+    @field_validator("match")
+    @classmethod
+    def _monitored_is_told_apart(
+        cls, value: MatchConfig | None, info: ValidationInfo
+    ) -> MatchConfig | None:
+        mode = info.data.get("mode")
+        if value is not None and mode is LifecycleMode.EXTERNAL:
+            _fail("goes with mode: monitored only: an external server is watched by its url")
+        # A url that is wrong itself is not in the data: one error is enough.
+        if value is None and mode is LifecycleMode.MONITORED and info.data.get("url", "") is None:
+            _fail("is missing: write match: {port: 8000}, or the url of a server on this host")
         return value
 
     @field_validator("model")
@@ -344,6 +518,7 @@ class ServerConfig(Section):
 class ConfigFile(Section):
     """The keys of a configuration file."""
 
+    discovery: DiscoveryConfig = Field(default_factory=DiscoveryConfig)
     servers: tuple[ServerConfig, ...] = Field(
         (), max_length=MAX_SERVERS, description=f"The servers to watch, at most {MAX_SERVERS:,}."
     )

@@ -68,15 +68,14 @@ class StandIn:
         goes to the file `log` (appended) or to an unnamed one, see `log_text`.
         """
         chosen = free_port() if port is None else port
-        place = ["--host", "127.0.0.1", "--port", str(chosen)]
         url = f"{'https' if '--ssl-certfile' in arguments else 'http'}://127.0.0.1:{chosen}"
         if uds is not None:
-            place, url = ["--uds", str(uds)], f"unix://{uds}"
+            arguments, url = ("--uds", str(uds), *arguments), f"unix://{uds}"
         output = tempfile.TemporaryFile() if log is None else log.open("ab+")  # noqa: SIM115  closed by close()
         ready, ready_write = os.pipe()
         try:
             process = subprocess.Popen(  # noqa: S603  our own program
-                [sys.executable, str(_VLLM), "serve", model, *place, *arguments],
+                command_line(*arguments, model=model, port=chosen),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -121,8 +120,7 @@ class StandIn:
 
     def pids(self, prefix: str = "") -> list[int]:
         """PIDs of the session whose title begins with `prefix`, ordered by title."""
-        found = sorted((title(pid), pid) for pid in _session(self.pid))
-        return [pid for name, pid in found if name.startswith(prefix)]
+        return session_pids(self.pid, prefix)
 
     def wait_serving(self, timeout: float = _SERVING_TIMEOUT_SECONDS) -> Self:
         """Waits until the server listens.
@@ -194,10 +192,16 @@ class StandIn:
         """Kills what is left of the session and waits until it is gone."""
         if self._log.closed:
             return
-        _kill(_session(self.pid))
+        kill_all(session_pids(self.pid))
         self.process.wait(_KILL_TIMEOUT_SECONDS)
         os.close(self._ready)
         self._log.close()
+
+
+def command_line(*arguments: str, model: str, port: int) -> list[str]:
+    """How a shell starts a server on the loopback."""
+    place = ["--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, str(_VLLM), "serve", model, *place, *arguments]
 
 
 def free_port() -> int:
@@ -229,8 +233,8 @@ def _environment(ready: int) -> dict[str, str]:
     return {READY_FD_VARIABLE: str(ready), LIFETIME_VARIABLE: str(_LIFETIME_SECONDS)}
 
 
-def _session(leader: int) -> list[int]:
-    """Every process of a session, zombies excluded."""
+def session_pids(leader: int, prefix: str = "") -> list[int]:
+    """PIDs of a session whose title begins with `prefix`, by title; zombies are left out."""
     members = []
     for entry in os.listdir("/proc"):  # noqa: PTH208  names are all that is needed
         if entry.isdigit():
@@ -239,7 +243,8 @@ def _session(leader: int) -> list[int]:
                 fields = stat.rpartition(")")[2].split()
                 if int(fields[_SESSION]) == leader and fields[_STATE] != "Z":
                     members.append(int(entry))
-    return members
+    found = sorted((title(pid), pid) for pid in members)
+    return [pid for name, pid in found if name.startswith(prefix)]
 
 
 def title(pid: int) -> str:
@@ -251,7 +256,7 @@ def title(pid: int) -> str:
     return line.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
 
 
-def _kill(pids: list[int]) -> None:
+def kill_all(pids: list[int]) -> None:
     """Kills processes and waits until each has ended."""
     deadline = time.monotonic() + _KILL_TIMEOUT_SECONDS
     pidfds = []

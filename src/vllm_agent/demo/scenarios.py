@@ -27,8 +27,8 @@ READY_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 5.0
 """More than the 2 s in which the agent ends."""
 
-DOWN_SECONDS: Final = 14.0
-"""Longer than the 10 s of refusals that make a crash."""
+DOWN_SECONDS: Final = 6.0
+"""Long enough to be read as crashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,13 @@ def _doomed(stage: Stage) -> None:
         stage.is_over.wait()
 
 
+def _stopped(stage: Stage) -> None:
+    with stage.launch("--load-seconds", "1") as server:
+        if stage.pause(10):
+            server.terminate()
+            stage.is_over.wait()
+
+
 def _hung(stage: Stage) -> None:
     with stage.launch("--load-seconds", "1") as server:
         if stage.pause(10):
@@ -110,6 +117,7 @@ SCENARIOS: Final = (
     Scenario("slow", "loads for 20 s with its port closed, then serves", _slow),
     Scenario("flaky", "is killed after 12 s and comes back, again and again", _flaky),
     Scenario("doomed", "loses its engine after 8 s, exits 0 and stays away", _doomed),
+    Scenario("stopped", "is told to stop after 10 s, exits 0 too, and stays away", _stopped),
     Scenario("hung", "stops answering after 10 s", _hung),
     Scenario("impostor", "speaks something that is not HTTP", _impostor),
     Scenario("other-model", "serves another model than expected", _other_model, "model: llama"),
@@ -152,12 +160,12 @@ def _run(folder: Path, seconds: float | None) -> int:
 
 
 def _config(stages: dict[str, Stage]) -> str:
-    lines = ["servers:"]
+    # Others that run on this host are not part of the play.
+    lines = ["discovery: {enabled: false}", "servers:"]
     for scenario in SCENARIOS:
         lines += [
             f"  - name: {scenario.name}",
-            "    mode: external",
-            f"    url: http://127.0.0.1:{stages[scenario.name].port}",
+            f"    match: {{port: {stages[scenario.name].port}}}",
             "    probe: {interval: 2s, timeout: 1s}",
         ]
         if scenario.extra:

@@ -36,7 +36,7 @@ def main() -> int:
     lifetime = os.environ.get(LIFETIME_VARIABLE)
     if lifetime is not None:
         signal.alarm(int(lifetime))
-    log = Log("APIServer")
+    log = Log("MainProcess" if options.several_processes else "APIServer")
     try:
         status = _run(options, log)
     except LoadFailed as failed:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
-from vllm_agent.expose.json_view import encode, error_view
+from vllm_agent.expose.json_text import encode
+from vllm_agent.expose.json_view import error_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

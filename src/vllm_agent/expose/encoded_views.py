@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.expose.json_view import agent_view, encode, server_view
+from vllm_agent.expose.json_text import encode
+from vllm_agent.expose.json_view import agent_view, server_view
 
 if TYPE_CHECKING:
     from vllm_agent.snapshot import AgentSnapshot, ServerSnapshot

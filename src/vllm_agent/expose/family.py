@@ -69,8 +69,8 @@ class ServerMoment:
     @cached_property
     def state_time(self) -> StateTime:
         """The seconds per state up to now."""
-        life = self.server.life
-        return life.state_time.advanced(life.state, is_desired=life.is_desired, now=self.now)
+        life, is_desired = self.server.life, bool(self.server.desired_up)
+        return life.state_time.advanced(life.state, is_desired=is_desired, now=self.now)
 
 
 def label_value(text: str) -> str:

@@ -1,37 +1,29 @@
-"""The shape of the API: snapshots and history as values that JSON can express, and its bounds.
+"""The shape of the API: the agent and its servers as values that JSON can express. Pure.
 
-What is unknown is null, never 0. Times are unix seconds, to the millisecond. JSON has no infinity:
-a maintenance without an end is `in_maintenance` with a null end.
+JSON has no infinity: a maintenance without an end is `in_maintenance` with a null end.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import vllm_agent
+from vllm_agent.expose.history_view import EndingView, ending_view
+from vllm_agent.expose.json_text import duration, timestamp
+from vllm_agent.expose.process_view import ProcessView, SightView, process_view, sight_views
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.states import ALIVE_PHASES, Initiator, ServerState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vllm_agent.lifecycle.restart_budget import RestartBudget
-    from vllm_agent.lifecycle.server_life import Ending, ServerLife, Transition
+    from vllm_agent.lifecycle.server_life import ServerLife
     from vllm_agent.observations import ProbeResult
     from vllm_agent.snapshot import AgentSnapshot, ProbeStats, ServerSnapshot
-    from vllm_agent.store import History, LaunchRecord
-
-MAX_HISTORY_LIMIT: Final = 1000
-"""Entries of each kind that one question may get: as many as the store keeps of a server."""
 
 MAX_MAINTENANCE_SECONDS: Final = 366 * 24 * 3600.0
 """A year: whoever plans further means a maintenance without an end."""
 
 _FAILURE_STATES: Final = frozenset({ServerState.FAILED, ServerState.CRASHED})
-_TIMESTAMP_DIGITS: Final = 3
-_DURATION_DIGITS: Final = 6
 
 
 class BudgetView(TypedDict):
@@ -41,19 +33,6 @@ class BudgetView(TypedDict):
     remaining: int
     window_seconds: float | None
     limit_reached: bool
-
-
-class EndingView(TypedDict):
-    """How a launch ended; `rule` is the number of the ending rule that decided."""
-
-    launch: int
-    timestamp_seconds: float | None
-    state: str
-    reason: str | None
-    rule: int
-    evidence: list[str]
-    exit_code: int | None
-    signal: int | None
 
 
 class ProbeView(TypedDict):
@@ -69,19 +48,23 @@ class ProbeView(TypedDict):
     failures: dict[str, int]
 
 
-class ServerView(TypedDict):
-    """One server, complete."""
+class ServerView(ProcessView):
+    """One server, complete.
+
+    `url` is null where nobody can connect to it (a headless node, another network). `desired_up` is
+    null where nobody said whether it should be up.
+    """
 
     name: str
     mode: str
-    url: str
+    url: str | None
     discovered: bool
     state: str
     state_entered_timestamp_seconds: float | None
     reason: str | None
     detail: str
     advice: str | None
-    desired_up: bool
+    desired_up: bool | None
     in_maintenance: bool
     maintenance_until_timestamp_seconds: float | None
     sleeping: bool | None
@@ -109,11 +92,18 @@ class CollectorView(TypedDict):
 
 
 class AgentView(TypedDict):
-    """The agent itself."""
+    """The agent itself.
+
+    `discovered` is how many vLLM servers the last look at the host found, null where it is blind or
+    off. `sights` is what the agent may see of the host. `config_file` is null where there is none.
+    """
 
     version: str
     ready: bool
     started_timestamp_seconds: float | None
+    config_file: str | None
+    discovered: int | None
+    sights: list[SightView]
     collectors: list[CollectorView]
 
 
@@ -122,37 +112,6 @@ class ServersView(TypedDict):
 
     agent: AgentView
     servers: list[ServerView]
-
-
-class TransitionView(TypedDict):
-    """A change of phase; the states are equal where users see no change."""
-
-    timestamp_seconds: float | None
-    from_state: str
-    to_state: str
-    from_phase: str
-    to_phase: str
-    reason: str | None
-    detail: str
-    launch: int | None
-
-
-class LaunchView(TypedDict):
-    """One launch; `ending` is null while it runs, or if nobody saw its end."""
-
-    number: int
-    first_seen_timestamp_seconds: float | None
-    process_start_time_seconds: float | None
-    has_served: bool
-    ending: EndingView | None
-
-
-class HistoryView(TypedDict):
-    """The past of one server, newest first."""
-
-    server: str
-    transitions: list[TransitionView]
-    launches: list[LaunchView]
 
 
 class ErrorText(TypedDict):
@@ -169,21 +128,15 @@ class ErrorView(TypedDict):
     error: ErrorText
 
 
-def encode(value: Mapping[str, object] | list[Mapping[str, object]]) -> bytes:
-    """The JSON text of a view, in UTF-8.
-
-    A name from outside may hold what UTF-8 cannot express; it must not cost the answer.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace")
-
-
 def agent_view(agent: AgentSnapshot) -> AgentView:
     """The agent itself, without its servers."""
     return AgentView(
         version=vllm_agent.__version__,
         ready=agent.is_ready,
-        started_timestamp_seconds=_timestamp(agent.started.unix_seconds),
+        started_timestamp_seconds=timestamp(agent.started.unix_seconds),
+        config_file=agent.config_file,
+        discovered=agent.discovered,
+        sights=sight_views(agent.sights),
         collectors=[
             CollectorView(name=source.name, up=source.is_up, detail=source.detail)
             for source in agent.collectors
@@ -199,22 +152,22 @@ def server_view(server: ServerSnapshot) -> ServerView:
     return ServerView(
         name=server.name,
         mode=server.mode,
-        url=server.url,
+        url=server.url or None,
         discovered=server.is_discovered,
         state=life.state,
-        state_entered_timestamp_seconds=_timestamp(life.entered.unix_seconds),
+        state_entered_timestamp_seconds=timestamp(life.entered.unix_seconds),
         reason=reason,
         detail=life.detail,
         advice=None if reason is None else REASON_TEXT[reason].advice,
-        desired_up=life.is_desired,
+        desired_up=server.desired_up,
         in_maintenance=life.maintenance_until_unix_seconds is not None,
-        maintenance_until_timestamp_seconds=_timestamp(life.maintenance_until_unix_seconds),
+        maintenance_until_timestamp_seconds=timestamp(life.maintenance_until_unix_seconds),
         sleeping=life.is_sleeping if is_alive else None,
         model_name=server.model_name,
         model_names=list(server.model_names),
         version=server.version,
         process_start_time_seconds=(
-            _timestamp(life.launch.start_seconds)
+            timestamp(life.launch.start_seconds)
             if life.launch is not None and is_alive and not life.is_load_balanced
             else None
         ),
@@ -222,13 +175,14 @@ def server_view(server: ServerSnapshot) -> ServerView:
         restarts={who: life.tally.restarts.get(who, 0) for who in Initiator},
         crashes={str(why): count for why, count in life.tally.crashes.items()},
         last_crash_timestamp_seconds={
-            why: _timestamp(at) for why, at in life.tally.last_crash_unix_seconds.items()
+            why: timestamp(at) for why, at in life.tally.last_crash_unix_seconds.items()
         },
         restart_budget=_budget_view(life.budget, server.policy.restart_window_seconds),
-        last_ending=None if life.last_ending is None else _ending_view(life.last_ending),
+        last_ending=None if life.last_ending is None else ending_view(life.last_ending),
+        **process_view(server),
         consecutive_failures=life.consecutive_failures,
         last_check_timestamp_seconds=(
-            None if server.last_check is None else _timestamp(server.last_check.unix_seconds)
+            None if server.last_check is None else timestamp(server.last_check.unix_seconds)
         ),
         probes={probe: _probe_view(stats) for probe, stats in server.probes.items()},
     )
@@ -244,15 +198,6 @@ def reason_of(life: ServerLife) -> Reason | None:
     return life.reason if life.phase in ALIVE_PHASES else None
 
 
-def history_view(server: str, history: History) -> HistoryView:
-    """The past of one server."""
-    return HistoryView(
-        server=server,
-        transitions=[_transition_view(transition) for transition in history.transitions],
-        launches=[_launch_view(record) for record in history.launches],
-    )
-
-
 def error_view(code: str, message: str, hint: str) -> ErrorView:
     """The answer to a request that could not be served."""
     return ErrorView(error=ErrorText(code=code, message=message, hint=hint))
@@ -262,21 +207,8 @@ def _budget_view(budget: RestartBudget, window_seconds: float) -> BudgetView:
     return BudgetView(
         limit=budget.limit,
         remaining=budget.remaining,
-        window_seconds=_duration(window_seconds),
+        window_seconds=duration(window_seconds),
         limit_reached=budget.is_limit_reached,
-    )
-
-
-def _ending_view(ending: Ending) -> EndingView:
-    return EndingView(
-        launch=ending.launch_number,
-        timestamp_seconds=_timestamp(ending.at.unix_seconds),
-        state=ending.state,
-        reason=ending.reason,
-        rule=ending.rule,
-        evidence=list(ending.evidence),
-        exit_code=ending.exit_code,
-        signal=ending.signal,
     )
 
 
@@ -287,45 +219,8 @@ def _probe_view(stats: ProbeStats) -> ProbeView:
         cause=None if result is None else result.cause,
         detail="" if result is None else result.detail,
         http_status=None if result is None else result.http_status,
-        duration_seconds=None if result is None else _duration(result.duration_seconds),
-        last_success_timestamp_seconds=_timestamp(stats.last_success_unix_seconds),
+        duration_seconds=None if result is None else duration(result.duration_seconds),
+        last_success_timestamp_seconds=timestamp(stats.last_success_unix_seconds),
         requests=stats.requests,
         failures={str(cause): count for cause, count in stats.failures.items()},
     )
-
-
-def _transition_view(transition: Transition) -> TransitionView:
-    return TransitionView(
-        timestamp_seconds=_timestamp(transition.at.unix_seconds),
-        from_state=transition.from_state,
-        to_state=transition.to_state,
-        from_phase=transition.from_phase,
-        to_phase=transition.to_phase,
-        reason=transition.reason,
-        detail=transition.detail,
-        launch=transition.launch_number,
-    )
-
-
-def _launch_view(record: LaunchRecord) -> LaunchView:
-    launch, ending = record.launch, record.ending
-    return LaunchView(
-        number=launch.number,
-        first_seen_timestamp_seconds=_timestamp(launch.first_seen.unix_seconds),
-        process_start_time_seconds=_timestamp(launch.start_seconds),
-        has_served=launch.has_served,
-        ending=None if ending is None else _ending_view(ending),
-    )
-
-
-def _timestamp(unix_seconds: float | None) -> float | None:
-    return _rounded(unix_seconds, _TIMESTAMP_DIGITS)
-
-
-def _duration(seconds: float) -> float | None:
-    return _rounded(seconds, _DURATION_DIGITS)
-
-
-def _rounded(number: float | None, digits: int) -> float | None:
-    # What a server says of itself may be any number; JSON has neither infinity nor NaN.
-    return None if number is None or not math.isfinite(number) else round(number, digits)

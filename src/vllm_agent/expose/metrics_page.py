@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 EXTERNAL_SERIES_BUDGET: Final = 60
 """Series that one external server may cost in ordinary life, restarts and crashes included."""
+LOCAL_SERIES_BUDGET: Final = 160
+"""The same of a server whose processes are seen, with 8 GPUs and a rank on each."""
 
 _HEAD: Final = ("metric", "type", "labels", "unit", "modes", "meaning")
 _UNITS: Final = {
@@ -37,8 +39,9 @@ the agent; all others start at 0 with it.
 From the start a server has every series of `vllm_agent_server_state`, `vllm_agent_load_stage`,
 `vllm_agent_server_restarts_total`, `vllm_agent_server_crashes_total` and
 `vllm_agent_probe_success` that its mode can produce. Other series appear when they first have
-something to say. An external server takes at most {EXTERNAL_SERIES_BUDGET} series in ordinary life;
-every further kind of state change or probe failure that it goes through adds one.
+something to say. In ordinary life a server takes at most {EXTERNAL_SERIES_BUDGET} series where only
+its URL is known, and at most {LOCAL_SERIES_BUDGET} where its processes are seen; every further kind
+of state change or probe failure that it goes through adds one.
 """
 
 _OWN_PROCESS: Final = """\

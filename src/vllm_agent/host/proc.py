@@ -25,6 +25,7 @@ MAX_SMALL_FILE_BYTES: Final = 64 * 1024
 """Read of stat, status and cgroup: a status has 1.5 kB, a cgroup file of v1 some 20 lines."""
 
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
+_PID_MAX_LIMIT: Final = 4 * 1024 * 1024
 _KILL_BIT: Final = 1 << (signal.SIGKILL - 1)
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -78,12 +79,30 @@ class Proc:
         """The PIDs of every process that can be seen, in no order."""
         return [int(name) for name in os.listdir(self.root) if name.isdigit()]
 
+    def inodes(self) -> dict[int, int]:
+        """The PID of every process that can be seen, with the inode number of its folder.
+
+        The number changes when the PID is used again, and when the kernel was short of memory.
+        """
+        with os.scandir(self.root) as entries:
+            return {int(entry.name): entry.inode() for entry in entries if entry.name.isdigit()}
+
     def newest_pid(self) -> int | None:
         """The number that was last given to a process or a thread; None where nothing tells."""
         load = read_small(f"{self._prefix}loadavg")
         with contextlib.suppress(AttributeError, IndexError, ValueError):
             return int(load.split()[4])  # type: ignore[union-attr]
         return None
+
+    def max_pid(self) -> int:
+        """The number before which PIDs begin again; that of the largest systems if nothing tells.
+
+        Source of that one: PID_MAX_LIMIT in include/linux/threads.h.
+        """
+        content = read_small(f"{self._prefix}sys/kernel/pid_max")
+        with contextlib.suppress(TypeError, ValueError):
+            return int(content)  # type: ignore[arg-type]
+        return _PID_MAX_LIMIT
 
     def path(self, pid: int, name: str) -> str:
         """The path of one of a process's files."""
@@ -127,6 +146,23 @@ class Proc:
             return os.stat(f"{self._prefix}{pid}").st_uid
         return None
 
+    def real_user(self, pid: int) -> tuple[int, int] | None:
+        """Who started a process, as uid and gid, whatever it has become since."""
+        content = read_small(f"{self._prefix}{pid}/status")
+        with contextlib.suppress(AttributeError, IndexError, ValueError):
+            lines = content.split(b"\n")  # type: ignore[union-attr]
+            uid, gid = (line.split()[1] for line in lines if line.startswith((b"Uid:", b"Gid:")))
+            return int(uid), int(gid)
+        return None
+
+    def inner_pid(self, pid: int) -> int | None:
+        """The number of a process in its own PID namespace, which is what its log calls it."""
+        content = read_small(f"{self._prefix}{pid}/status")
+        with contextlib.suppress(AttributeError, StopIteration, ValueError):
+            lines = content.split(b"\n")  # type: ignore[union-attr]
+            return int(next(line for line in lines if line.startswith(b"NSpid:")).split()[-1])
+        return None
+
     def cgroup(self, pid: int) -> str | None:
         """/proc/PID/cgroup: lines of hierarchy:controllers:path."""
         content = read_small(f"{self._prefix}{pid}/cgroup")
@@ -150,6 +186,18 @@ class Proc:
             return False
         except OSError:
             return None
+
+    def shows_exit_status(self, pid: int) -> bool:
+        """Whether `exit_status` of a process can be believed. Ask it before the stat is read."""
+        try:
+            os.readlink(f"{self._prefix}{pid}/exe")
+        except PermissionError:
+            return False
+        except OSError:
+            # Access was checked first: a zombie has no program any more, and of one that is gone
+            # no stat will be read.
+            pass
+        return True
 
     def open_sockets(self, pid: int) -> Iterator[tuple[int, int]]:
         """(fd, inode) of each socket a process holds. Nothing without ptrace access to it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_agent.config.model import DEFAULT_TIMEOUT_SECONDS
 from vllm_agent.host.idle_connection import IdleConnection
 from vllm_agent.host.vllm_http import Target, TlsOptions, VllmHttp
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_agent.config import ServerConfig
+    from vllm_agent.config.url import ServerUrl
     from vllm_agent.observations import Instant, ProbeRound
 
 
@@ -25,15 +27,10 @@ class HttpEyes:
 
     @classmethod
     def of(cls, server: ServerConfig, clock: Callable[[], Instant]) -> HttpEyes:
-        """The eyes for a configured server."""
-        tls = server.tls_config
-        target = Target(
-            url=server.url,
-            timeout_seconds=server.probe.timeout_seconds,
-            api_key_file=server.api_key_file,
-            tls=TlsOptions() if tls is None else TlsOptions(**tls.model_dump()),
-        )
-        return cls(target, clock)
+        """The eyes for a configured server that has an address."""
+        if server.url is None:
+            raise ValueError(f"{server.name} has no url")
+        return cls(target_of(server.url, server), clock)
 
     async def look(
         self, *, ask_models: bool, ask_metrics: bool = True, ask_version: bool = False
@@ -80,3 +77,16 @@ class HttpEyes:
             on_close(lived_seconds)
 
         return forget_and_tell
+
+
+def target_of(url: ServerUrl, server: ServerConfig | None = None) -> Target:
+    """Where to look at `url`, in the way that is configured for `server`; None for a found one."""
+    if server is None:
+        return Target(url=url, timeout_seconds=DEFAULT_TIMEOUT_SECONDS)
+    tls = server.tls_config
+    return Target(
+        url=url,
+        timeout_seconds=server.probe.timeout_seconds,
+        api_key_file=server.api_key_file,
+        tls=TlsOptions() if tls is None else TlsOptions(**tls.model_dump()),
+    )

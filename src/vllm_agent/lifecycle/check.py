@@ -8,10 +8,14 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.lifecycle.events import LookNow
 from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.states import Phase
 from vllm_agent.observations import Probe, ProbeCause
 
 if TYPE_CHECKING:
+    from vllm_agent.lifecycle.events import Effect
+    from vllm_agent.lifecycle.server_life import ServerLife
     from vllm_agent.observations import ProbeResult, ProbeRound
 
 CAUSE_REASON: Final = MappingProxyType(
@@ -96,3 +100,11 @@ def _judge_models(look: ProbeRound, expected_model: str | None) -> CheckVerdict:
         detail = f"serves {', '.join(names)}, not {expected_model}"
         return CheckVerdict(Outcome.FAILED, Reason.MODEL_MISSING, detail)
     return CheckVerdict(Outcome.PASSED)
+
+
+def look_again_after_reset(life: ServerLife, look: ProbeRound) -> tuple[Effect, ...]:
+    """A reset is often the last word of a server that goes: the next look will tell."""
+    health = look.result(Probe.HEALTH)
+    is_reset = health is not None and health.cause is ProbeCause.RESET
+    is_first = life.consecutive_failures == 1 and life.phase is Phase.READY
+    return (LookNow(),) if is_reset and is_first else ()

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.ending import EndingEvidence
-    from vllm_agent.observations import ProbeRound
+    from vllm_agent.observations import (
+        ComponentRole,
+        Knock,
+        ProbeRound,
+        ProcessId,
+        ProcessTree,
+        Sighting,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +46,37 @@ class Ticked:
 
 @dataclass(frozen=True, slots=True)
 class ProcessAppeared:
-    """A main process of a local server was seen; `start_seconds` is unix time."""
+    """A main process of a local server was seen, new or not."""
 
-    start_seconds: float
+    sighting: Sighting
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMissing:
+    """The first look at the processes of this host found none of a local server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knocked:
+    """A local server that has not served yet was knocked at, and what listens there is not it."""
+
+    process: ProcessId
+    knock: Knock
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSeen:
+    """What runs for a local server was looked at."""
+
+    tree: ProcessTree
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentEnded:
+    """A process of a local server's tree, other than the main one, has ended."""
+
+    process: ProcessId
+    role: ComponentRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,35 +90,32 @@ class LoadProgressed:
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfReach:
-    """A local server listens where the agent cannot connect to."""
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
 class EndBegan:
-    """A local server's listener closed, or its main process is gone."""
+    """A main process is gone."""
+
+    process: ProcessId
 
 
 @dataclass(frozen=True, slots=True)
 class EndSettled:
-    """All that will be known in time of a local server's end is known."""
+    """All that will be known in time of the end of a launch is known, maybe of an older launch."""
 
+    process: ProcessId
     evidence: EndingEvidence
 
+
+ProcessEvent: TypeAlias = (
+    ProcessAppeared | ProcessMissing | Knocked | TreeSeen | ComponentEnded | EndBegan | EndSettled
+)
 
 Event: TypeAlias = (
     Looked
     | ConnectionClosed
     | MaintenanceSet
     | Ticked
-    | ProcessAppeared
     | LoadStalled
     | LoadProgressed
-    | OutOfReach
-    | EndBegan
-    | EndSettled
+    | ProcessEvent
 )
 
 
@@ -102,4 +134,11 @@ class DropConnection:
     """Close the idle connection."""
 
 
-Effect: TypeAlias = LookNow | KeepConnection | DropConnection
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Follow the processes of this launch until the last has ended."""
+
+    sighting: Sighting
+
+
+Effect: TypeAlias = LookNow | KeepConnection | DropConnection | Follow

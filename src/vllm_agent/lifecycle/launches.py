@@ -1,4 +1,4 @@
-"""Tells one launch of a server from the next, by what its own /metrics say. Pure."""
+"""Tells one launch of a server from the next: by its process, or by what its /metrics say. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import ServerLife
-    from vllm_agent.observations import Instant
+    from vllm_agent.observations import Instant, ProcessId
 
 SAME_START_SECONDS: Final = 1.0
 """Two start times this close are one: exporters round them, and no vLLM restarts that fast."""
@@ -18,6 +18,10 @@ SAME_START_SECONDS: Final = 1.0
 CONFIRMING_LOOKS: Final = 3
 """Looks in a row that have to see a newer start time where nothing was seen to fail: a restart
 takes a vLLM longer than a look, so that is rather a load balancer with servers of several ages."""
+
+MAX_UNSETTLED: Final = 4
+"""Local launches that may wait for their verdict while newer ones run: an ending is settled within
+2 s, and no supervisor starts a vLLM more often."""
 
 _DOWN_PHASES: Final = frozenset({Phase.LOST, Phase.ABSENT, Phase.CRASHED})
 
@@ -55,23 +59,73 @@ def account_served(
 
 
 def account_launch(
-    life: ServerLife, start: float | None, now: Instant, *, has_served: bool
+    life: ServerLife,
+    start: float | None,
+    now: Instant,
+    *,
+    has_served: bool,
+    process: ProcessId | None = None,
 ) -> LaunchAccount:
     """Books a launch that was not there before, and its use of the restart budget."""
     is_first = life.tally.launches == 0
-    launch = Launch(life.tally.launches + 1, start, now, has_served)
-    ending = _unjudged_ending(life, now)
+    launch = Launch(life.tally.launches + 1, start, now, has_served, process)
+    needs_unit = not is_first and _needs_unit(life)
+    life, ending = _superseded(life, now)
     life = replace(
         life,
         launch=launch,
         running_since=now if has_served else None,
         has_served=life.has_served or has_served,
         newest_start_seconds=_newest(life.newest_start_seconds, start),
-        budget=life.budget.after_launch(needs_unit=not is_first and _needs_unit(life)),
+        budget=life.budget.after_launch(needs_unit=needs_unit),
         tally=life.tally.with_launch(None if is_first else Initiator.OUTSIDE),
         last_ending=ending or life.last_ending,
     )
     return LaunchAccount(life, launch, ending)
+
+
+def account_process(
+    life: ServerLife, process: ProcessId, start_seconds: float, now: Instant
+) -> LaunchAccount:
+    """Books a launch of a local server by its main process."""
+    return account_launch(life, start_seconds, now, has_served=False, process=process)
+
+
+def account_local_served(life: ServerLife, now: Instant) -> ServerLife:
+    """Books that the newest launch of a local server serves."""
+    if life.launch is None or (life.launch.has_served and life.running_since is not None):
+        return life
+    return replace(
+        life,
+        launch=replace(life.launch, has_served=True),
+        running_since=life.running_since or now,
+        has_served=True,
+    )
+
+
+def unwatched_ending(life: ServerLife, now: Instant) -> Ending | None:
+    """The ending of a launch that nobody saw end; None where there is none to tell of."""
+    number = life.tally.launches if life.launch is None else life.launch.number
+    if number == 0 or life.is_launch_over:
+        return None
+    evidence = ("it ended while no agent watched",)
+    return Ending(number, now, ServerState.STOPPED, None, 0, evidence)
+
+
+def _superseded(life: ServerLife, now: Instant) -> tuple[ServerLife, Ending | None]:
+    """What becomes of the launch before: its ending is still to be settled, or nobody saw it."""
+    launch = life.launch
+    if launch is None or launch.process is None or life.is_launch_over:
+        return life, _unjudged_ending(life, now)
+    if life.phase is Phase.UNOBSERVED:
+        return life, _unjudged_ending(life, now)
+    unsettled = (*life.unsettled, launch)
+    if len(unsettled) <= MAX_UNSETTLED:
+        return replace(life, unsettled=unsettled), None
+    oldest, *others = unsettled
+    evidence = ("newer launches ran before its end was settled",)
+    ending = Ending(oldest.number, now, ServerState.STOPPED, None, 0, evidence)
+    return replace(life, unsettled=tuple(others)), ending
 
 
 def _compare_starts(life: ServerLife, start: float | None) -> ServerLife:
@@ -127,7 +181,7 @@ def _unjudged_ending(life: ServerLife, now: Instant) -> Ending | None:
         return None
     if life.phase is Phase.LOST:
         evidence = "it was back too soon to tell a crash from a planned restart"
-    elif life.launch is None:
+    elif life.launch is None or life.phase is Phase.UNOBSERVED:
         evidence = "it ended while no agent watched"
     else:
         evidence = "a newer launch serves, and nobody saw how this one ended"

@@ -5,10 +5,12 @@ Deadlines are derived from the phase and the time it was entered; there are no t
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.lifecycle.by_url import CRASH_AFTER_SECONDS
 from vllm_agent.lifecycle.states import Phase
-from vllm_agent.lifecycle.step import CRASH_AFTER_SECONDS, ENDING_SECONDS
+from vllm_agent.lifecycle.step import ENDING_SECONDS
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Policy, ServerLife
@@ -22,14 +24,38 @@ DOWN_SHARE: Final = 0.1
 return is seen at most a tenth later than it could have been."""
 
 
-def next_look_seconds(life: ServerLife, interval_seconds: float, now: Instant) -> float:
-    """Seconds from now to the next look, when nothing triggers one before."""
+KNOCK_SECONDS: Final = 0.9
+"""A local server that loads is knocked at once a second, the look that follows included, so that
+it is running within a second of serving."""
+
+_LOADING: Final = frozenset({Phase.UNOBSERVED, Phase.UNREACHED, Phase.LOADING, Phase.STALLED})
+
+
+def is_knocked_at(life: ServerLife, policy: Policy) -> bool:
+    """Whether the next look begins with a bare connect: a local server that has not served yet."""
+    return policy.is_local and (life.phase in _LOADING or not policy.has_http)
+
+
+def next_look_seconds(
+    life: ServerLife, policy: Policy, interval_seconds: float, now: Instant
+) -> float:
+    """Seconds from now to the next look, when nothing triggers one before; maybe infinite."""
+    if policy.is_local:
+        return _next_local_look_seconds(life, interval_seconds)
     in_phase = now.since(life.phase_entered)
     if life.phase is Phase.LOST:
         left = CRASH_AFTER_SECONDS - in_phase
         return min(REFUSED_LOOK_SECONDS, left) if left > 0 else REFUSED_LOOK_SECONDS
     if life.phase in {Phase.ABSENT, Phase.CRASHED}:
         return min(max(REFUSED_LOOK_SECONDS, in_phase * DOWN_SHARE), interval_seconds)
+    return interval_seconds
+
+
+def _next_local_look_seconds(life: ServerLife, interval_seconds: float) -> float:
+    if life.launch is None or life.is_launch_over:
+        return math.inf  # a process that appears is told of
+    if life.phase in _LOADING or life.engine_gone_since is not None:
+        return min(KNOCK_SECONDS, interval_seconds)
     return interval_seconds
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _Key = TypeVar("_Key")
 
+ASKED_RULES: Final = frozenset({3, 6})
+"""The ending rules that find a stop somebody outside asked for. A stop in maintenance is not one:
+when maintenance is over, the server should be back."""
+
 _END_OF_PHASE: Final = MappingProxyType(
     {Phase.ABSENT: ServerState.STOPPED, Phase.CRASHED: ServerState.CRASHED}
 )
@@ -158,7 +162,9 @@ class ServerLife:
     process start ever seen here; `unconfirmed_start` is a newer one that does not count yet, and
     the looks that saw it. `maintenance_until_unix_seconds` is infinite for a maintenance without
     an end. `remembered_phase` is where the agent before this one left it,
-    `remembered_entered_unix_seconds` when its state began.
+    `remembered_entered_unix_seconds` when its state began. `unsettled` are local launches that
+    another one followed before their ending was settled. `engine_gone_since` is when an EngineCore
+    of a launch that goes on was first missed.
     """
 
     phase: Phase
@@ -183,6 +189,8 @@ class ServerLife:
     maintenance_until_unix_seconds: float | None = None
     remembered_phase: Phase | None = None
     remembered_entered_unix_seconds: float | None = None
+    unsettled: tuple[Launch, ...] = ()
+    engine_gone_since: Instant | None = None
 
     @classmethod
     def begun(cls, policy: Policy, memory: Memory | None, now: Instant) -> ServerLife:
@@ -207,6 +215,7 @@ class ServerLife:
             tally=memory.tally,
             maintenance_until_unix_seconds=memory.maintenance_until_unix_seconds,
             last_ending=memory.last_ending,
+            launch=_remembered_launch(memory, now),
             remembered_phase=memory.phase,
             remembered_entered_unix_seconds=memory.entered_unix_seconds,
         )
@@ -227,6 +236,11 @@ class ServerLife:
         return _END_OF_PHASE.get(self.remembered_phase)
 
     @property
+    def has_served_now(self) -> bool:
+        """Whether the newest launch has served."""
+        return self.launch is not None and self.launch.has_served
+
+    @property
     def is_launch_over(self) -> bool:
         """Whether the newest launch has a settled ending."""
         return self.launch_end is not None
@@ -238,9 +252,18 @@ class ServerLife:
         return (self.remembered_phase or self.phase) if is_unobserved else self.phase
 
     @property
+    def is_in_maintenance(self) -> bool:
+        """Whether an operator said that it may be down."""
+        return self.maintenance_until_unix_seconds is not None
+
+    @property
     def is_desired(self) -> bool:
-        """Whether somebody wants it up: always, but for maintenance."""
-        return self.maintenance_until_unix_seconds is None
+        """Whether it should be up: not in maintenance, and not when it was stopped on request."""
+        if self.is_in_maintenance:
+            return False
+        ending = self.last_ending
+        is_down = self.phase_last_known is Phase.ABSENT and ending is not None
+        return not (is_down and self.is_launch_over and ending.rule in ASKED_RULES)  # type: ignore[union-attr]
 
     @property
     def _to_remember(self) -> tuple[Phase, Reason | None]:
@@ -271,7 +294,22 @@ class ServerLife:
             maintenance_until_unix_seconds=self.maintenance_until_unix_seconds,
             entered_unix_seconds=self._entered_unix_seconds(phase),
             last_ending=self.last_ending,
+            process=self.launch.process if self.launch is not None else None,
+            launch_has_served=self.launch is not None and self.launch.has_served,
         )
+
+
+def _remembered_launch(memory: Memory, now: Instant) -> Launch | None:
+    """The newest launch of a local server; of one watched by URL nothing tells it again."""
+    if memory.process is None:
+        return None
+    return Launch(
+        number=memory.tally.launches,
+        start_seconds=memory.newest_start_seconds,
+        first_seen=now,
+        has_served=memory.launch_has_served,
+        process=memory.process,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,11 @@ class Trigger(StrEnum):
     QUIET = "quiet"
     UNREACHED = "unreached"
     APPEARED = "appeared"
+    WAITING = "waiting"
     STALLED = "stalled"
     PROGRESSED = "progressed"
     END_BEGAN = "end_began"
+    REOPENED = "reopened"
     OVERDUE = "overdue"
     ENDED_STOPPED = "ended_stopped"
     ENDED_CRASHED = "ended_crashed"
@@ -47,9 +49,11 @@ TRIGGER_MEANING: Final = MappingProxyType(
         Trigger.QUIET: "external: the port refuses, and it is in maintenance",
         Trigger.UNREACHED: "its process listens, but no check ever reached it",
         Trigger.APPEARED: "a new process of it was seen",
+        Trigger.WAITING: "its process was there before the agent, and does not serve yet",
         Trigger.STALLED: "its load made no progress for load_timeout",
         Trigger.PROGRESSED: "its load moves again",
         Trigger.END_BEGAN: "its listener closed or its main process is gone",
+        Trigger.REOPENED: "it listens again: its end had not begun after all",
         Trigger.OVERDUE: "its end is not over after the time an end may take",
         Trigger.ENDED_STOPPED: "its ending was judged: asked for",
         Trigger.ENDED_CRASHED: "its ending was judged: nobody asked",
@@ -70,9 +74,11 @@ _MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
     (Trigger.QUIET, {_P.UNOBSERVED, _P.READY, _P.UNREADY, _P.LOST}, _P.ABSENT),
     (Trigger.UNREACHED, {_P.UNOBSERVED, _P.LOADING}, _P.UNREACHED),
     (Trigger.APPEARED, _ALL, _P.LOADING),
+    (Trigger.WAITING, {_P.UNOBSERVED, _P.UNREACHED}, _P.LOADING),
     (Trigger.STALLED, {_P.LOADING}, _P.STALLED),
     (Trigger.PROGRESSED, {_P.STALLED}, _P.LOADING),
-    (Trigger.END_BEGAN, ALIVE_PHASES - _LEAVING, _P.ENDING),
+    (Trigger.END_BEGAN, (ALIVE_PHASES | {_P.UNOBSERVED}) - _LEAVING, _P.ENDING),
+    (Trigger.REOPENED, _LEAVING, _P.READY),
     (Trigger.OVERDUE, {_P.ENDING}, _P.OVERDUE),
     (Trigger.ENDED_STOPPED, ALIVE_PHASES | {_P.UNOBSERVED}, _P.ABSENT),
     (Trigger.ENDED_CRASHED, ALIVE_PHASES | {_P.UNOBSERVED}, _P.CRASHED),

@@ -28,8 +28,9 @@ _REPLACE_MEMORY: Final = """
     INSERT OR REPLACE INTO servers (
         server, phase, reason, has_served, newest_start_seconds, is_load_balanced, budget_limit,
         budget_remaining, is_limit_reached, maintenance_until_unix_seconds, entered_unix_seconds,
-        last_ending_launch, model_name, version, committed_unix_seconds
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        last_ending_launch, model_name, version, process_boot_id, process_pid, process_start_ticks,
+        launch_has_served, url, is_discovered, is_wanted, is_forgotten, committed_unix_seconds
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 # An agent that could not read its counters, because the disk came too late, must not lower them.
 _RAISE_COUNTER: Final = """
     INSERT INTO counters (server, counter, key, value) VALUES (?, ?, ?, ?)
@@ -40,10 +41,17 @@ _REMOVE_OTHER_LAUNCH: Final = """
     WHERE server = :server AND number = :number
     AND first_seen_unix_seconds IS NOT :first_seen_unix_seconds"""
 _UPSERT_LAUNCH: Final = """
-    INSERT INTO launches (server, number, start_seconds, first_seen_unix_seconds, has_served)
-    VALUES (:server, :number, :start_seconds, :first_seen_unix_seconds, :has_served)
+    INSERT INTO launches (
+        server, number, start_seconds, first_seen_unix_seconds, has_served, process_boot_id,
+        process_pid, process_start_ticks
+    ) VALUES (
+        :server, :number, :start_seconds, :first_seen_unix_seconds, :has_served, :process_boot_id,
+        :process_pid, :process_start_ticks
+    )
     ON CONFLICT (server, number) DO UPDATE
-    SET start_seconds = excluded.start_seconds, has_served = excluded.has_served"""
+    SET start_seconds = excluded.start_seconds, has_served = excluded.has_served,
+        process_boot_id = excluded.process_boot_id, process_pid = excluded.process_pid,
+        process_start_ticks = excluded.process_start_ticks"""
 _ATTACH_ENDING: Final = """
     UPDATE launches
     SET ended_unix_seconds = :ended_unix_seconds, end_state = :end_state,
@@ -59,8 +67,12 @@ _APPEND_TRANSITION: Final = """
 _READ_MEMORY: Final = """
     SELECT server, phase, reason, has_served, newest_start_seconds, is_load_balanced, budget_limit,
         budget_remaining, is_limit_reached, maintenance_until_unix_seconds, entered_unix_seconds,
-        last_ending_launch, model_name, version, committed_unix_seconds
+        last_ending_launch, model_name, version, process_boot_id, process_pid, process_start_ticks,
+        launch_has_served, url, is_discovered, is_wanted, is_forgotten, committed_unix_seconds
     FROM servers WHERE server = ?"""
+_READ_DISCOVERED: Final = """
+    SELECT server FROM servers WHERE is_discovered AND NOT is_forgotten
+    ORDER BY committed_unix_seconds"""
 _READ_COUNTERS: Final = "SELECT server, counter, key, value FROM counters WHERE server = ?"
 _READ_TRANSITIONS: Final = """
     SELECT server, at_unix_seconds, from_phase, to_phase, reason, detail, launch_number
@@ -70,7 +82,8 @@ _READ_ENDING: Final = """
         end_exit_code, end_signal
     FROM launches WHERE server = ? AND number = ? AND end_state IS NOT NULL"""
 _READ_LAUNCHES: Final = """
-    SELECT server, number, start_seconds, first_seen_unix_seconds, has_served,
+    SELECT server, number, start_seconds, first_seen_unix_seconds, has_served, process_boot_id,
+        process_pid, process_start_ticks,
         server, number, ended_unix_seconds, end_state, end_reason, end_rule, end_evidence,
         end_exit_code, end_signal
     FROM launches WHERE server = ? ORDER BY number DESC LIMIT ?"""
@@ -152,6 +165,15 @@ class Database:
             counters=tuple(CounterRow(*counter) for counter in counters),
             last_ending=None if ending is None else EndingRow(*ending),
         )
+
+    def discovered(self) -> list[MemoryRows]:
+        """The memory of every server that discovery found and that is not forgotten, oldest first.
+
+        Oldest is what was committed longest ago.
+        """
+        names = self.connection.execute(_READ_DISCOVERED).fetchall()
+        memories = (self.memory(name) for (name,) in names)
+        return [memory for memory in memories if memory is not None]
 
     def history(self, server: str, limit: int) -> HistoryRows:
         """The newest `limit` transitions and launches of `server`."""

@@ -81,6 +81,10 @@ class HistoryFile:
         """The memory of `server`. Raises as `write` does."""
         return self._with_database(lambda database: database.memory(server))
 
+    def discovered(self) -> list[MemoryRows]:
+        """The memories of discovered servers, oldest first. Raises as `write` does."""
+        return self._with_database(lambda database: database.discovered())
+
     def history(self, server: str, limit: int) -> HistoryRows:
         """The history of `server`. Raises as `write` does."""
         return self._with_database(lambda database: database.history(server, limit))

@@ -11,7 +11,7 @@ from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Tally, Transition
 from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
-from vllm_agent.observations import Instant
+from vllm_agent.observations import Instant, ProcessId
 from vllm_agent.store.bounds import MAX_UNKNOWN_VALUES
 from vllm_agent.store.records import History, LaunchRecord
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         EndingRow,
         HistoryRows,
         LaunchRow,
+        MemoryRow,
         MemoryRows,
         TransitionRow,
     )
@@ -96,6 +97,12 @@ class RowReader:
             last_ending=self._last_ending(rows.last_ending),
             model_name=_text(row.model_name),
             version=_text(row.version),
+            process=_process(row),
+            launch_has_served=bool(row.launch_has_served),
+            url=_text(row.url),
+            is_discovered=bool(row.is_discovered),
+            is_wanted=bool(row.is_wanted),
+            is_forgotten=bool(row.is_forgotten),
         )
 
     def _tally(self, rows: Iterable[CounterRow]) -> Tally:
@@ -159,7 +166,15 @@ def _launch(row: LaunchRow) -> Launch:
         start_seconds=_optional(float, row.start_seconds),
         first_seen=_remembered(row.first_seen_unix_seconds),
         has_served=bool(row.has_served),
+        process=_process(row),
     )
+
+
+def _process(row: MemoryRow | LaunchRow) -> ProcessId | None:
+    boot_id, pid, start_ticks = row.process_boot_id, row.process_pid, row.process_start_ticks
+    if boot_id is None or pid is None or start_ticks is None:
+        return None
+    return ProcessId(str(boot_id), int(pid), int(start_ticks))
 
 
 def _remembered(unix_seconds: float) -> Instant:

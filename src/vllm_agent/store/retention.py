@@ -89,7 +89,8 @@ def prune(
 ) -> None:
     """Enforce every bound; rows that go before their age are counted in `dropped`.
 
-    `known_servers` are those of this process: their memory stays, however long they were quiet.
+    `known_servers` are those that this process watches: their memory stays, however long they were
+    quiet.
     """
     oldest = now_unix_seconds - RETENTION_SECONDS
     aged = {

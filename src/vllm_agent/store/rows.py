@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Tally, Transition
+    from vllm_agent.observations import ProcessId
 
 
 class MemoryRow(NamedTuple):
@@ -38,6 +39,14 @@ class MemoryRow(NamedTuple):
     last_ending_launch: int | None
     model_name: str | None
     version: str | None
+    process_boot_id: str | None
+    process_pid: int | None
+    process_start_ticks: int | None
+    launch_has_served: bool
+    url: str | None
+    is_discovered: bool
+    is_wanted: bool
+    is_forgotten: bool
     committed_unix_seconds: float
 
 
@@ -58,6 +67,9 @@ class LaunchRow(NamedTuple):
     start_seconds: float | None
     first_seen_unix_seconds: float
     has_served: bool
+    process_boot_id: str | None
+    process_pid: int | None
+    process_start_ticks: int | None
 
 
 class EndingRow(NamedTuple):
@@ -111,6 +123,7 @@ def storable(text: str) -> str:
 
 def memory_rows(server: str, memory: Memory, now_unix_seconds: float) -> MemoryRows:
     """The rows of `memory`."""
+    boot_id, pid, start_ticks = _process_columns(memory.process)
     row = MemoryRow(
         server=server,
         phase=memory.phase.value,
@@ -126,6 +139,14 @@ def memory_rows(server: str, memory: Memory, now_unix_seconds: float) -> MemoryR
         last_ending_launch=memory.last_ending.launch_number if memory.last_ending else None,
         model_name=_storable_name(memory.model_name),
         version=_storable_name(memory.version),
+        process_boot_id=boot_id,
+        process_pid=pid,
+        process_start_ticks=start_ticks,
+        launch_has_served=memory.launch_has_served,
+        url=_storable_name(memory.url),
+        is_discovered=memory.is_discovered,
+        is_wanted=memory.is_wanted,
+        is_forgotten=memory.is_forgotten,
         committed_unix_seconds=now_unix_seconds,
     )
     counters = (CounterRow(server, *counter) for counter in _counters(memory.tally))
@@ -146,12 +167,16 @@ def _counters(tally: Tally) -> Iterator[tuple[str, str, float]]:
 
 def launch_row(server: str, launch: Launch) -> LaunchRow:
     """The row of `launch`."""
+    boot_id, pid, start_ticks = _process_columns(launch.process)
     return LaunchRow(
         server=server,
         number=launch.number,
         start_seconds=launch.start_seconds,
         first_seen_unix_seconds=launch.first_seen.unix_seconds,
         has_served=launch.has_served,
+        process_boot_id=boot_id,
+        process_pid=pid,
+        process_start_ticks=start_ticks,
     )
 
 
@@ -181,6 +206,12 @@ def transition_row(server: str, transition: Transition, dropped: Counter[str]) -
         detail="".join(_bounded((transition.detail,), dropped)),
         launch_number=transition.launch_number,
     )
+
+
+def _process_columns(process: ProcessId | None) -> tuple[str | None, int | None, int | None]:
+    if process is None:
+        return None, None, None
+    return _storable_name(process.boot_id), process.pid, process.start_ticks
 
 
 def _storable_name(name: str | None) -> str | None:

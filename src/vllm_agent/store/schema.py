@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SCHEMA_VERSION: Final = 1
-"""In PRAGMA user_version; a file with a greater one is left alone."""
+SCHEMA_VERSION: Final = 2
+"""In PRAGMA user_version; a file with a greater one is left alone, an older one is migrated."""
 
 APPLICATION_ID: Final = 0x764C6C61
 """In PRAGMA application_id, so that no other program's database is taken for ours: "vLla"."""
@@ -36,7 +36,15 @@ _TABLES: Final = {
         last_ending_launch INTEGER,
         model_name TEXT,
         version TEXT,
-        committed_unix_seconds REAL NOT NULL
+        committed_unix_seconds REAL NOT NULL,
+        process_boot_id TEXT,
+        process_pid INTEGER,
+        process_start_ticks INTEGER,
+        launch_has_served INTEGER NOT NULL DEFAULT 0,
+        url TEXT,
+        is_discovered INTEGER NOT NULL DEFAULT 0,
+        is_wanted INTEGER NOT NULL DEFAULT 1,
+        is_forgotten INTEGER NOT NULL DEFAULT 0
     ) WITHOUT ROWID""",
     "counters": """(
         server TEXT NOT NULL,
@@ -58,6 +66,9 @@ _TABLES: Final = {
         end_evidence TEXT,
         end_exit_code INTEGER,
         end_signal INTEGER,
+        process_boot_id TEXT,
+        process_pid INTEGER,
+        process_start_ticks INTEGER,
         PRIMARY KEY (server, number)
     ) WITHOUT ROWID""",
     "transitions": """(
@@ -71,6 +82,23 @@ _TABLES: Final = {
         launch_number INTEGER
     )""",
 }
+_ADDED_COLUMNS: Final = {
+    2: {
+        "servers": (
+            "process_boot_id",
+            "process_pid",
+            "process_start_ticks",
+            "launch_has_served",
+            "url",
+            "is_discovered",
+            "is_wanted",
+            "is_forgotten",
+        ),
+        "launches": ("process_boot_id", "process_pid", "process_start_ticks"),
+    },
+}
+"""What a version added to the tables of the one before it: nothing else ever changes."""
+
 _INDEX: Final = "CREATE INDEX transitions_by_server ON transitions (server, id)"
 
 
@@ -88,14 +116,18 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
     try:
         _configure(connection)
-        is_new = _is_new(connection)
+        version = _version(connection)
+        is_new = version == 0
         if is_new:
             # Has to come before anything is written, and would itself write into an old file.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         _begin_log(connection)
         if is_new:
             _create_tables(connection)
-        _check(connection)
+            version = SCHEMA_VERSION
+        _check(connection, version)
+        if version < SCHEMA_VERSION:
+            _migrate(connection, version)
     except BaseException:
         connection.close()
         raise
@@ -110,20 +142,20 @@ def _create_private(path: Path) -> None:
     os.close(descriptor)
 
 
-def _is_new(connection: sqlite3.Connection) -> bool:
-    """Whether nothing is in it yet. Raises for what is not ours, or not of this schema."""
+def _version(connection: sqlite3.Connection) -> int:
+    """The version of its schema, 0 where nothing is in it yet. Raises for what is not ours."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if not (application_id or version or objects):
-        return True
-    if application_id != APPLICATION_ID or version < SCHEMA_VERSION:
+        return 0
+    if application_id != APPLICATION_ID or version < 1:
         raise UnusableFileError("it is not a database of vllm-agent")
     if version > SCHEMA_VERSION:
         raise NewerSchemaError(
             f"history.sqlite has schema {version}, this vllm-agent knows {SCHEMA_VERSION}"
         )
-    return False
+    return int(version)
 
 
 def _configure(connection: sqlite3.Connection) -> None:
@@ -153,21 +185,39 @@ def _create_tables(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _check(connection: sqlite3.Connection) -> None:
+def _check(connection: sqlite3.Connection, version: int) -> None:
     """Raises UnusableFileError for what is not in order. Takes 0.1 s for a full file."""
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise UnusableFileError(f"it is damaged: {verdict}")
     for name, definition in _TABLES.items():
-        expected = _columns(definition)
+        newer = {column for table, column in _columns_after(version) if table == name}
         found = {row[1] for row in connection.execute(f"PRAGMA table_info({name})")}
-        if found != expected:
+        if found != _columns(definition).keys() - newer:
             raise UnusableFileError(f"its table {name} has other columns")
 
 
-def _columns(definition: str) -> set[str]:
-    lines = (line.split() for line in definition.splitlines()[1:-1])
-    return {words[0] for words in lines if words[0] != "PRIMARY"}
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring a file of an older agent up to date. Its rows are not rewritten, however many."""
+    with transaction(connection):
+        for table, column in _columns_after(version):
+            declaration = _columns(_TABLES[table])[column]
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _columns_after(version: int) -> Iterator[tuple[str, str]]:
+    """Each table and column that versions after `version` added."""
+    for newer in range(version + 1, SCHEMA_VERSION + 1):
+        for table, columns in _ADDED_COLUMNS[newer].items():
+            for column in columns:
+                yield table, column
+
+
+def _columns(definition: str) -> dict[str, str]:
+    """The columns of a table and their declarations."""
+    lines = (line.strip().rstrip(",").partition(" ") for line in definition.splitlines()[1:-1])
+    return {name: declaration for name, _, declaration in lines if name != "PRIMARY"}
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from vllm_agent.store.rows import (
 from vllm_agent.store.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Transition
@@ -127,11 +127,22 @@ class Store:
         key = storable(server)
         if key not in self._memories:
             rows = await self._read(partial(self._file.memory, key))
-            memory = None if rows is None else self._reader.memory(rows)
-            # It may have been committed meanwhile: that is newer.
-            if memory is not None and key not in self._memories:
-                self._keep(key, memory)
+            self._keep_read(() if rows is None else (rows,))
         return self._memories.get(key)
+
+    async def recall_discovered(self) -> Mapping[str, Memory]:
+        """What was last committed of each server that discovery found and that is not forgotten.
+
+        The one that was committed last comes first. Without the disk, those of this process.
+        """
+        self._keep_read(await self._read(self._file.discovered) or ())
+        return MappingProxyType(
+            {
+                key: memory
+                for key, memory in reversed(self._memories.items())
+                if memory.is_discovered and not memory.is_forgotten
+            }
+        )
 
     async def commit(
         self,
@@ -193,6 +204,13 @@ class Store:
                 await self._worker.wait(self._start_write(), CALL_DEADLINE_SECONDS)
         await self._worker.wait(self._worker.submit(self._file.close), CALL_DEADLINE_SECONDS)
 
+    def _keep_read(self, read: Iterable[MemoryRows]) -> None:
+        for rows in read:
+            key = rows.memory.server
+            # It may have been committed meanwhile: that is newer.
+            if key not in self._memories and (memory := self._reader.memory(rows)) is not None:
+                self._keep(key, memory)
+
     def _keep(self, key: str, memory: Memory) -> None:
         self._memories.pop(key, None)
         self._memories[key] = memory
@@ -246,7 +264,8 @@ class Store:
                 self._backlog.add(self._rows_of(key))
 
     def _submit_prune(self) -> None:
-        prune = self._worker.submit(partial(self._file.prune, frozenset(self._memories)))
+        known = frozenset(key for key, memory in self._memories.items() if not memory.is_forgotten)
+        prune = self._worker.submit(partial(self._file.prune, known))
         prune.add_done_callback(_log_failed_prune)
 
     async def _read(self, read: Callable[[], _Result]) -> _Result | None:

@@ -48,7 +48,7 @@ class ApiServer:
         self.engine_dead = False
         self.engines: list[EngineClient] = []
         self._stopping = False
-        self._closing = False
+        self._ends_by_itself = False
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -114,18 +114,18 @@ class ApiServer:
 
     def _add_signals(self) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(signum, self._on_stop_signal)
+            self._loop.add_signal_handler(signum, self._on_stop_signal, signum)
         self._loop.add_signal_handler(
             signal.SIGSEGV,
             lambda: process.freeze_and_die_by(signal.SIGSEGV, self.options.timing.core_dump),
         )
 
-    def _on_stop_signal(self) -> None:
+    def _on_stop_signal(self, signum: signal.Signals) -> None:
         if not (self._stopping or self.options.ignore_sigterm):
             self._stopping = True
-            self.run_task(self._stop())
+            self.run_task(self._stop(signum))
 
-    async def _stop(self) -> None:
+    async def _stop(self, signum: signal.Signals) -> None:
         raise NotImplementedError
 
     def run_task(self, work: Coroutine[Any, Any, None]) -> None:
@@ -162,18 +162,18 @@ class ApiServer:
 
     def _close_for_dead_engine(self) -> None:
         if not self._stopping:
-            self._stopping = True
+            self._stopping = self._ends_by_itself = True
             self.run_task(self._leave())
 
     async def _leave(self) -> None:
         """Closes, waits for clients, and ends."""
         await self.close()
         await asyncio.sleep(self.options.timing.api_server_exit)
+        self.log.unterminated("endings", "leaks")
         self.end(0)
 
     async def close(self) -> None:
         """Closes listener and idle connections, then waits for the others."""
-        self._closing = True
         self.log.bare("INFO:     Shutting down\n")
         self._listener.close()
         for connection in self._http.connections:
@@ -184,7 +184,8 @@ class ApiServer:
         await self._idle.wait()
         for line in ("Waiting for application shutdown.", "Application shutdown complete."):
             self.log.bare(f"INFO:     {line}\n")
-        self.log.bare(f"INFO:     Finished server process [{os.getpid()}]\n")
+        if self._ends_by_itself:
+            self.log.bare(f"INFO:     Finished server process [{os.getpid()}]\n")
 
     def end(self, status: int) -> None:
         """Lets `serve` return."""
@@ -229,8 +230,24 @@ class Frontend(ApiServer):
 
         loop.add_reader(parent_alive, orphaned)
 
-    async def _stop(self) -> None:
-        await asyncio.sleep(self.options.timing.frontend_close)
+    def _on_engine_death(self) -> None:
+        """Nothing is logged: the main process is quicker."""
+
+    async def _stop(self, signum: signal.Signals) -> None:
+        timing, timeout = self.options.timing, self.options.shutdown_timeout
+        mode = "drain" if timeout else "abort"
+        self.log.section("endings", "frontend_stop", mode=mode, timeout=f"{timeout:g}")
+        if self.engine_dead:
+            self.log.section("endings", "output_ended")
+        self.log.section("endings", "frontend_stopped")
+        # The main process sends SIGINT where it will kill this one before it can close.
+        is_doomed = signum == signal.SIGINT
+        await asyncio.sleep(timing.api_server_grace if is_doomed else timing.frontend_close)
+        if self.engine_dead:
+            # vLLM finds another of its own processes on the port.
+            title = f"VLLM::APIServer_{(self._index + 1) % self.options.api_servers}"
+            self.log.section("endings", "port_used", port=self.options.port, title=title)
+        self.log.section("endings", "close")
         if self.engine_dead and self._index == 0:
             # Recorded: with a dead engine one idle API server did not end by itself.
             self._idle.clear()

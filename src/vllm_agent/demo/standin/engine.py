@@ -49,7 +49,6 @@ def title(options: Options, index: int) -> str:
 
 def run(options: Options, index: int, channels: EngineChannels) -> int:
     """The life of an EngineCore process; returns its exit status."""
-    process.set_title(title(options, index))
     process.die_slowly()
     return _EngineCore(options, index, channels).run()
 
@@ -83,6 +82,9 @@ class _EngineCore:
         reactor = self._reactor
         reactor.on_readable(self._channels.parent, self._on_parent_gone)
         reactor.on_signal([signal.SIGSEGV], self._on_segv)
+        if not reactor.sleep(stage_seconds(self._options, "engine_spawn")):
+            return reactor.status or 0
+        process.set_title(title(self._options, self._index))
         failure = self._load()
         if failure is not None:
             return failure

@@ -47,6 +47,10 @@ class Log:
             else:
                 self.record(record[1], record[2], record[3] or "")
 
+    def unterminated(self, recording: str, name: str) -> None:
+        """Recorded lines of stderr of which the last has no end: the next one is glued to it."""
+        self.bare("\n".join(sections(recording)[name]))
+
 
 @functools.cache
 def sections(recording: str) -> dict[str, list[str]]:

@@ -23,19 +23,30 @@ _ARG_START, _ARG_END = 45, 46
 # syscall(2) numbers of io_setup.
 _IO_SETUP = {"x86_64": 206, "aarch64": 0}
 _STANDARD_FDS = 3
+# What a child of multiprocessing runs; the numbers are descriptors.
+_SPAWNED = "from multiprocessing.spawn import spawn_main; spawn_main(tracker_fd=7, pipe_handle=9)"
 # A component installs its own handlers; until then a signal has its default action.
 _INHERITED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGSEGV)
 
 
 def set_title(title: str) -> None:
     """Replaces /proc/PID/cmdline and the 15-character name, as setproctitle does."""
-    text = title.encode()
+    _set_command_line(title.encode())
+    set_name(title)
+
+
+def set_python_command(code: str, *arguments: str) -> None:
+    """Looks like a `python -c CODE ARGUMENTS` that was started as a program of its own."""
+    _set_command_line("\0".join(["python", "-c", code, *arguments]).encode())
+    set_name("python")
+
+
+def _set_command_line(text: bytes) -> None:
     fields = _stat_fields("self")
     start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
     room = end - start
     ctypes.memset(start, 0, room)
     ctypes.memmove(start, text, min(len(text), room - 1))
-    set_name(title)
 
 
 def set_name(name: str) -> None:
@@ -69,13 +80,17 @@ def forbid_core_dumps() -> None:
 
 
 def fork(run: Callable[[], int], keep: Collection[int]) -> int:
-    """Forks a component that has only the `keep` descriptors and exits with what `run` returns."""
+    """Forks a component that has only the `keep` descriptors and exits with what `run` returns.
+
+    Until `run` gives it a title it looks like a child of Python's multiprocessing.
+    """
     sys.stdout.flush()
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
+        set_python_command(_SPAWNED, "--multiprocessing-fork")
         signal.set_wakeup_fd(-1)
         for signum in _INHERITED_SIGNALS:
             signal.signal(signum, signal.SIG_DFL)

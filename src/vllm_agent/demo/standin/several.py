@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from vllm_agent.demo.standin import process
 from vllm_agent.demo.standin.actions import act
 from vllm_agent.demo.standin.api_server import Frontend
 from vllm_agent.demo.standin.log import Log
+from vllm_agent.demo.standin.stages import stage_seconds
 from vllm_agent.demo.standin.tree import Component
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Watcher:
         """
         for index in range(self._options.api_servers):
             self._fork_frontend(index)
+        self._log.section("load", "frontends_started", count=self._options.api_servers)
         try:
             self._load.wait()
         except Exception:
@@ -74,8 +77,9 @@ class Watcher:
             os.close(client)
 
     def _run_frontend(self, index: int, clients: tuple[int, ...]) -> int:
-        process.set_title(f"VLLM::APIServer_{index}")
         process.die_slowly()
+        time.sleep(stage_seconds(self._options, "engine_spawn"))
+        process.set_title(f"VLLM::APIServer_{index}")
         if not os.read(self._go_read, len(_GO)):
             return 1
         self._metrics.use_region(index)
@@ -121,30 +125,36 @@ class Watcher:
 
     def _on_exit(self, one: Component) -> None:
         self._reactor.forget(one.pidfd)
-        status = one.reap()
+        one.reap()
         del self._living[one.pid]
         if not self._ending:
             self._ending = True
-            self._report_death(one, status)
-            self._end_after_death()
+            self._end_after_death(self._report_death(one))
 
-    def _report_death(self, one: Component, status: int) -> None:
+    def _report_death(self, one: Component) -> dict[str, object]:
         if one in self._tree.engines:
-            reason = f"Engine core process {one.name} (PID: {one.pid}) died unexpectedly."
+            self._log.section("endings", "send_sigterm", process=one.name)
+            line, error = 591, f"Engine core process {one.name} died unexpectedly."
         else:
-            reason = f"Process {one.name} (PID: {one.pid}) died with exit code {status}"
-        message = f"Exception occurred while running API servers: {reason}"
-        self._log.record("ERROR", "utils.py:401", message)
+            # As recorded: vLLM is told of the death before it can ask for the exit code.
+            line = 586
+            error = f"Process {_log_name(one)} (PID: {one.pid}) died with exit code None"
+        values: dict[str, object] = {"error": error, "line": line}
+        self._log.section("endings", "main_failed", **values)
+        return values
 
-    def _end_after_death(self) -> None:
+    def _end_after_death(self, values: dict[str, object]) -> None:
         """Frontends first, by force after a grace period, then the engines, then this one."""
         timing = self._options.timing
+        self._log_sigterm(self._tree.api_servers)
         self._signal_living(self._tree.api_servers, signal.SIGTERM)
         self._wait_gone(self._tree.api_servers, timing.api_server_grace)
         self._signal_living(self._tree.api_servers, signal.SIGKILL)
         self._wait_gone(self._tree.api_servers)
+        self._log_sigterm([one for one in self._tree.engines if one.pid in self._living])
         self._signal_living(self._tree.engines, signal.SIGTERM)
         self._wait_gone(self._tree.engines)
+        self._log.section("endings", "main_raised", **values)
         self._clean_up(status=1)
 
     def _on_stop_signal(self, _signum: int) -> None:
@@ -152,13 +162,25 @@ class Watcher:
             return
         self._ending = True
         timing, timeout = self._options.timing, self._options.shutdown_timeout
-        self._log.section("endings", "stop", mode="drain" if timeout else "abort", timeout=timeout)
+        self._log.section("endings", "main_stop", timeout=f"{timeout:g}")
         if timeout:
             self._signal_living(self._tree.engines, signal.SIGTERM)
             self._wait_gone(self._tree.engines, timeout)
-        self._reactor.sleep(timing.frontend_close)
+        self._reactor.sleep(timing.frontend_stop)
+        self._log_sigterm(self._tree.api_servers)
+        self._signal_living(self._tree.api_servers, signal.SIGINT)
+        self._reactor.sleep(timing.frontend_kill)
+        self._log.section("endings", "kill_frontends", count=len(self._tree.api_servers))
+        for one in self._tree.api_servers:
+            values = {"process": _log_name(one), "process_pid": one.pid}
+            self._log.section("endings", "kill_frontend", **values)
+        self._log_sigterm(self._tree.engines)
         self._kill_everyone()
         self._clean_up(status=0)
+
+    def _log_sigterm(self, group: Sequence[Component]) -> None:
+        for one in group:
+            self._log.section("endings", "send_sigterm", process=_log_name(one))
 
     def _kill_everyone(self) -> None:
         for one in reversed(self._tree.api_servers):
@@ -168,7 +190,11 @@ class Watcher:
             self._log.section("endings", "kill_engine", **values)
             engine.send(signal.SIGKILL)
         self._reactor.sleep(self._options.timing.kill_workers)
-        self._tree.kill_engines()
+        for engine in self._tree.engines:
+            for one in engine.workers:
+                if one.send(signal.SIGKILL):
+                    values = {"worker": one.title, "worker_pid": one.pid}
+                    self._log.section("endings", "kill_worker", **values)
 
     def _clean_up(self, status: int) -> None:
         timing = self._options.timing
@@ -176,6 +202,7 @@ class Watcher:
         self._sock.close()
         for one in self._tree.bystanders:
             one.send(signal.SIGKILL)
+        self._log.section("endings", "tracker")
         self._reactor.sleep(timing.main_exit)
         self._reactor.stop(status)
 
@@ -186,3 +213,8 @@ class Watcher:
 
     def _wait_gone(self, group: Sequence[Component], seconds: float | None = None) -> None:
         self._reactor.run_until(lambda: not any(one.pid in self._living for one in group), seconds)
+
+
+def _log_name(one: Component) -> str:
+    """Its name in vLLM's log, which spells that of an API server in its own way."""
+    return one.name.replace("APIServer_", "ApiServer_")

@@ -55,7 +55,7 @@ class SingleServer(ApiServer):
             self._tree.kill_engines()
             self.end(0)
 
-    async def _stop(self) -> None:
+    async def _stop(self, signum: signal.Signals) -> None:  # noqa: ARG002  both do the same
         timing, timeout = self.options.timing, self.options.shutdown_timeout
         mode = "drain" if timeout else "abort"
         self.log.section("endings", "stop", mode=mode, timeout=f"{timeout:g}")
@@ -67,6 +67,8 @@ class SingleServer(ApiServer):
         await asyncio.sleep(timing.close_after_notice)
         await self._kill_engines()
         self.log.section("endings", "stopped_engines")
+        if timeout and self.inference_requests:
+            self.log.section("endings", "output_ended")
         self.log.section("endings", "close")
         await self._leave()
 
@@ -95,6 +97,8 @@ class SingleServer(ApiServer):
         await asyncio.sleep(timing.api_server_exit - timing.stop_engine)
         for one in self._tree.bystanders:
             one.send(signal.SIGKILL)
+        self.log.unterminated("endings", "leaks")
+        self.log.section("endings", "tracker")
         self.end(0)
 
     def _tell_engines(self, signum: signal.Signals) -> None:

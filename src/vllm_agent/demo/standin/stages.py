@@ -1,4 +1,7 @@
-"""How a load divides its time; shares of a real load of an 11-shard model."""
+"""How a load divides its time; about the shares of a real load of an 11-shard model.
+
+A component is an untitled Python for its whole `…_spawn`, while it imports torch.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ _SHARES: Final = MappingProxyType(
     {
         "imports": 0.1,
         "configure": 0.1,
-        "engine_init": 0.1,
-        "weights": 0.45,
-        "compile": 0.15,
+        "engine_spawn": 0.1,
+        "engine_init": 0.05,
+        "worker_spawn": 0.1,
+        "weights": 0.35,
+        "compile": 0.1,
         "kv_cache": 0.1,
     }
 )

@@ -25,6 +25,8 @@ class Timing:
     core_dump: float = 3.2  # SIGSEGV to the exit of a worker
     api_server_grace: float = 5.0  # SIGTERM to SIGKILL among several API servers
     frontend_close: float = 0.07  # SIGTERM to the closing listener among several API servers
+    frontend_stop: float = 0.058  # SIGTERM of the main process to that of its API servers
+    frontend_kill: float = 0.012  # SIGTERM to SIGKILL in a stop of several API servers
     main_cleanup: float = 0.43  # last component gone to the closed socket, several API servers
     main_exit: float = 1.6  # closed socket to the exit of the main process, several API servers
     keep_alive: float = 5.0  # uvicorn's default

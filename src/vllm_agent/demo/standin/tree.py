@@ -12,12 +12,13 @@ from vllm_agent.demo.standin import engine, process, worker
 from vllm_agent.demo.standin.reactor import Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from vllm_agent.demo.standin.options import Options
 
 _READ_BYTES = 1 << 12
-_RESOURCE_TRACKER = "python -c from multiprocessing.resource_tracker import main;main(7)"
+_RESOURCE_TRACKER = "from multiprocessing.resource_tracker import main;main(7)"
+_COORDINATOR = "VLLM::DPCoordinator"
 
 
 @dataclass(slots=True)
@@ -82,9 +83,15 @@ class Tree:
 
     def fork_engines(self) -> None:
         """Starts the EngineCores, the coordinator and Python's resource tracker."""
-        self._fork_bystander(_RESOURCE_TRACKER, lifetime=0.0)
+        self._fork_bystander(
+            "resource_tracker", lambda: process.set_python_command(_RESOURCE_TRACKER), lifetime=0.0
+        )
         if self._options.engines > 1:
-            self._fork_bystander("VLLM::DPCoordinator", self._options.orphan_lifetime)
+            self._fork_bystander(
+                _COORDINATOR,
+                lambda: process.set_title(_COORDINATOR),
+                lifetime=self._options.orphan_lifetime,
+            )
         for index in range(self._options.engines):
             self._fork_engine(index)
 
@@ -103,13 +110,13 @@ class Tree:
         title = engine.title(self._options, index)
         self.engines.append(Engine(title, pid, os.pidfd_open(pid), ready, ours))
 
-    def _fork_bystander(self, title: str, lifetime: float) -> None:
-        pid = process.fork(lambda: self._stand_by(title, lifetime), keep=[self.parent_alive])
-        self.bystanders.append(Component.of(title, pid))
+    def _fork_bystander(self, name: str, dress: Callable[[], None], lifetime: float) -> None:
+        pid = process.fork(lambda: self._stand_by(dress, lifetime), keep=[self.parent_alive])
+        self.bystanders.append(Component.of(name, pid))
 
-    def _stand_by(self, title: str, lifetime: float) -> int:
+    def _stand_by(self, dress: Callable[[], None], lifetime: float) -> int:
         """A process that does nothing until it is told to end or its parent is gone."""
-        process.set_title(title)
+        dress()
         reactor = Reactor()
 
         def orphaned() -> None:

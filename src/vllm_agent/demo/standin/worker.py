@@ -36,18 +36,17 @@ def title(options: Options, engine: int, rank: int) -> str:
 
 def run(options: Options, engine: int, rank: int, control: int) -> int:
     """The life of a worker process; returns its exit status."""
-    name = title(options, engine, rank)
-    process.set_title(name)
     process.die_slowly()
-    return _Worker(options, rank, control, Log(name.removeprefix("VLLM::"))).run()
+    return _Worker(options, title(options, engine, rank), rank, control).run()
 
 
 class _Worker:
-    def __init__(self, options: Options, rank: int, control: int, log: Log) -> None:
+    def __init__(self, options: Options, name: str, rank: int, control: int) -> None:
         self._options = options
+        self._name = name
         self._rank = rank
         self._control = control
-        self._log = log
+        self._log = Log(name.removeprefix("VLLM::"))
         self._load_asked = False
         self._reactor = Reactor()
         self._reactor.on_readable(control, self._on_control)
@@ -55,6 +54,8 @@ class _Worker:
         self._reactor.on_signal([signal.SIGSEGV], self._on_segv)
 
     def run(self) -> int:
+        self._reactor.sleep(stage_seconds(self._options, "worker_spawn"))
+        process.set_title(self._name)
         if self._reactor.run_until(lambda: self._load_asked):
             failed = load_weights(self._options, self._rank, self._log, self._reactor)
             if self._reactor.status is None:
@@ -82,6 +83,7 @@ class _Worker:
         )
 
     def _on_segv(self, _signum: int) -> None:
+        self._log.section("endings", "segfault")
         process.freeze_and_die_by(signal.SIGSEGV, self._options.timing.core_dump)
 
 

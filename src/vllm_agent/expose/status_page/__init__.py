@@ -44,8 +44,8 @@ HEADERS: Final = MappingProxyType(
 """What a browser must be told about the page: it may load and run nothing."""
 
 _NO_SERVER: Final = """\
-<p>No server is configured.
-Write where yours listens to a file, for example <code>vllm-agent.yml</code>:</p>
+<p>To watch a server elsewhere, write where it listens to a file, for example
+<code>vllm-agent.yml</code>:</p>
 <pre>servers:
   - name: llama
     mode: external
@@ -110,9 +110,24 @@ def _notices(snapshot: AgentSnapshot) -> Iterator[str]:
             detail = f": {source.detail}" if source.detail else ""
             text = f"The agent's own collector {source.name!r} does not work{detail}"
             yield f'<p class="notice" role="status">{escape(text)}</p>\n'
+    for sight in snapshot.sights:
+        if not sight.is_visible:
+            text = f"The agent does not see everything of this host: {sight.why_not}"
+            fix = f"; {sight.fix}" if sight.fix else ""
+            yield f'<p class="notice" role="status">{escape(text + fix)}</p>\n'
+
+
+def _found(discovered: int | None) -> str:
+    if discovered is None:
+        return "Servers on this host are not found by themselves: discovery is off, or is blind."
+    number = {0: "No vLLM server runs", 1: "1 vLLM server runs"}.get(
+        discovered, f"{discovered} vLLM servers run"
+    )
+    return f"{number} on this host, as its processes show."
 
 
 def _servers(snapshot: AgentSnapshot, now: Instant) -> Iterator[str]:
+    yield f'<p class="quiet">{_found(snapshot.discovered)}</p>\n'
     if not snapshot.servers:
         yield _NO_SERVER
         return

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from vllm_agent.expose.json_view import reason_of
+from vllm_agent.expose.process_view import main_pid
 from vllm_agent.lifecycle.reasons import REASON_TEXT
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import ServerLife
-    from vllm_agent.observations import Instant
+    from vllm_agent.observations import Component, Instant
     from vllm_agent.snapshot import ServerSnapshot
 
 COLUMNS: Final = (
@@ -22,10 +23,14 @@ COLUMNS: Final = (
     "Why, and what to do",
     "Model",
     "vLLM",
+    "Processes",
     "Restarts",
     "Crashes",
     "Last check",
 )
+
+SHORT_CONTAINER_ID: Final = 12
+"""Digits of a container's id that `docker ps` shows, and that every tool accepts."""
 
 _UNKNOWN: Final = '<span class="quiet">unknown</span>'
 _UNITS: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
@@ -43,6 +48,7 @@ def server_row(server: ServerSnapshot, now: Instant) -> str:
         f'<td class="why">{_why(life)}</td>',
         f'<td class="model" data-label="Model">{_models(server)}</td>',
         f'<td data-label="vLLM">{_text(server.version)}</td>',
+        f'<td data-label="Processes">{_processes(server)}</td>',
         f'<td class="number" data-label="Restarts">{sum(life.tally.restarts.values())}</td>',
         f'<td class="number" data-label="Crashes">{sum(life.tally.crashes.values())}</td>',
         f'<td data-label="Last check">{moment(checked, now)}</td>',
@@ -111,6 +117,35 @@ def _models(server: ServerSnapshot) -> str:
     full = server.model_name or ""
     short = full.rstrip("/").rpartition("/")[2] or full
     return f'<span class="name" title="{escape(every)}">{_text(short)}</span>{more}'
+
+
+def _processes(server: ServerSnapshot) -> str:
+    """The main process; the title has who keeps it up and every part of it. None for a URL."""
+    tree, pid = server.tree, main_pid(server)
+    if server.sighting is None and tree is None:
+        return ""
+    parts = [] if tree is None else list(tree.components)
+    told = ", ".join((*_keepers(server), *(f"{_component(p)} {p.pid}" for p in parts)))
+    text = "none" if pid is None else f"PID {pid}"
+    lines = [f'<span title="{escape(told)}">{text}</span>']
+    if tree is not None and tree.is_main_alive:
+        lines += [f"{escape(_component(p))} is gone" for p in parts if not p.is_alive]
+    if tree is not None and tree.orphans:
+        lines.append(f"<strong>{tree.orphans} orphaned</strong>")
+    return "<br>".join(lines)
+
+
+def _component(part: Component) -> str:
+    return f"{part.role} {part.rank}".rstrip()
+
+
+def _keepers(server: ServerSnapshot) -> list[str]:
+    sighting = server.sighting
+    if sighting is None:
+        return []
+    container = sighting.container_id
+    short = None if container is None else f"container {container[:SHORT_CONTAINER_ID]}"
+    return [keeper for keeper in (sighting.unit, short) if keeper]
 
 
 def _text(value: str | None) -> str:

@@ -1,0 +1,195 @@
+"""One launch of a local server: follows it to its end, and gathers what tells how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.host.launch_log import LaunchLog
+from vllm_agent.host.oom_kills import OomKills
+from vllm_agent.host.process_tree import ComponentGone, MainGone, TreeWatch
+from vllm_agent.host.systemd import ask_unit, systemd_sight
+from vllm_agent.host.vllm_argv import role_of
+from vllm_agent.lifecycle.ending import EndingEvidence
+from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vllm_agent.host.proc import Proc, ProcessStat
+    from vllm_agent.host.process_tree import TreeEvent
+    from vllm_agent.lifecycle.events import Event
+    from vllm_agent.observations import Instant, ProcessTree, Sight, Sighting
+
+SETTLE_SECONDS: Final = 1.8
+"""Longest wait, after the main process is gone, for what tells how it ended: an ending is settled
+within 2 s."""
+
+NEW_LAUNCH_SECONDS: Final = 5.0
+"""A process younger than this when it is first seen began under the agent's eyes: what its log
+held before is of others."""
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHost:
+    """What every launch on this host needs: /proc, its processes now, a clock, a counter."""
+
+    proc: Proc
+    processes: Callable[[], Iterable[ProcessStat]]
+    clock: Callable[[], Instant]
+    count_dropped: Callable[[str], None]
+
+
+class LocalLaunch:
+    """Follows the processes of one launch until the last has ended.
+
+    `tell` gets `ComponentEnded`, `EndBegan` and, once, `EndSettled`; `changed` is called when
+    there may be something new in `tree`.
+    """
+
+    def __init__(
+        self,
+        sighting: Sighting,
+        host: LocalHost,
+        tell: Callable[[Event], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.sighting = sighting
+        self._host = host
+        self._tell = tell
+        self._changed = changed
+        self._oom = OomKills(host.proc.cgroup(sighting.process.pid) or "")
+        age_seconds = host.clock().unix_seconds - sighting.start_seconds
+        self._log = LaunchLog(
+            sighting, host.proc, host.count_dropped, is_new=age_seconds < NEW_LAUNCH_SECONDS
+        )
+        self._unit_sight: Sight | None = None
+        self._unit_stop_seconds: float | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._tree = TreeWatch(
+            sighting,
+            host.proc,
+            clock=host.clock,
+            tell=self._on_tree,
+            role_of=role_of,
+            count_dropped=host.count_dropped,
+        )
+
+    def start(self) -> None:
+        """Begins to follow; may tell of an end at once."""
+        self._log.open()
+        if self.sighting.unit is not None:
+            self._asking = asyncio.create_task(self._see_unit(self.sighting.unit), name="see unit")
+        self._tree.start(self._host.processes())
+
+    def arrived(self, stats: Iterable[ProcessStat]) -> None:
+        """Processes that are new on the host."""
+        self._tree.arrived(stats)
+
+    def refreshed_tree(self) -> ProcessTree:
+        """What runs for this launch now."""
+        self._tree.refresh()
+        return self._tree.tree()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes that are there, the main one first."""
+        return self._tree.pids
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its ending is told of and nothing of it runs any more."""
+        return self._tree.is_over and self._settling is not None and self._settling.done()
+
+    def note_close(self) -> None:
+        """The idle connection was closed by its peer this very moment."""
+        self._tree.note_close()
+        self._gather(self._now_seconds())
+
+    def forget_close(self, connected_seconds: float) -> None:
+        """The server answered on a connection made then, so an earlier close meant nothing."""
+        self._tree.forget_close(connected_seconds)
+
+    def sights(self) -> tuple[Sight, ...]:
+        """What the agent may see of this launch."""
+        others = (self._oom.sight(), self._log.sight, self._unit_sight)
+        return (*self._tree.sights(), *(sight for sight in others if sight is not None))
+
+    def close(self) -> None:
+        """Follows it no more, and tells nothing more."""
+        self._tree.close()
+        self._log.close()
+        for task in (self._asking, self._settling):
+            if task is not None:
+                task.cancel()
+
+    def _on_tree(self, event: TreeEvent) -> None:
+        self._gather(event.at_seconds)
+        match event:
+            case ComponentGone(role=role):
+                if role is not None and self._settling is None:
+                    self._tell(ComponentEnded(self.sighting.process, role))
+            case MainGone():
+                self._tell(EndBegan(self.sighting.process))
+                self._settling = asyncio.create_task(self._settle(), name="settle")
+        self._changed()
+
+    def _gather(self, at_seconds: float) -> None:
+        """At each sign of an end: what else may be gone or told differently a moment later."""
+        self._oom.read()
+        self._log.read_soon(at_seconds, self._tree.all_pids)
+        unit = self.sighting.unit
+        is_asked = self._asking is not None and not self._asking.done()
+        if unit is not None and not is_asked and self._unit_stop_seconds is None:
+            self._asking = asyncio.create_task(self._ask_unit(unit, at_seconds), name="ask unit")
+
+    async def _see_unit(self, unit: str) -> None:
+        self._unit_sight = await systemd_sight(
+            unit, is_user_unit=self.sighting.is_user_unit, uid=self.sighting.uid
+        )
+
+    async def _ask_unit(self, unit: str, at_seconds: float) -> None:
+        view = await ask_unit(unit, is_user_unit=self.sighting.is_user_unit, uid=self.sighting.uid)
+        if view is not None and view.says_stop:
+            began = view.stop_seconds
+            self._unit_stop_seconds = at_seconds if began is None else min(at_seconds, began)
+
+    async def _settle(self) -> None:
+        """Waits for what is still to come, and tells what the end was."""
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._tree.settled(SETTLE_SECONDS)
+                await self._log.finish(self._now_seconds(), self._tree.all_pids)
+                if self._asking is not None:
+                    await self._asking
+        except TimeoutError:
+            pass
+        except Exception:
+            # A fault of ours must not leave the launch without a verdict.
+            _LOGGER.exception("could not gather everything about an end")
+        self._tell(EndSettled(self.sighting.process, self._evidence()))
+        self._changed()
+
+    def _now_seconds(self) -> float:
+        return self._host.clock().monotonic_seconds
+
+    def _evidence(self) -> EndingEvidence:
+        tree = self._tree.evidence()
+        stop_seconds, death_seconds = self._log.stop_and_death()
+        stops = [at for at in (stop_seconds, self._unit_stop_seconds) if at is not None]
+        return EndingEvidence(
+            main_wait_status=tree.main_wait_status,
+            main_exit_seconds=tree.main_exit_seconds,
+            main_was_exiting_at_close=tree.main_was_exiting_at_close,
+            close_seconds=tree.close_seconds,
+            at_close=tree.at_close,
+            exits=tree.exits,
+            oom_kills=self._oom.risen(),
+            stop_sign_seconds=min(stops, default=None),
+            engine_death_logged_seconds=death_seconds,
+        )

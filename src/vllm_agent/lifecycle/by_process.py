@@ -1,0 +1,239 @@
+"""Guards for a local server: what its processes, and looks at it, trigger. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.lifecycle.check import Outcome, judge_look, look_again_after_reset
+from vllm_agent.lifecycle.ending import exit_code, exit_signal, judge
+from vllm_agent.lifecycle.events import Follow, KeepConnection, LookNow
+from vllm_agent.lifecycle.guarded import Guarded
+from vllm_agent.lifecycle.launches import (
+    SAME_START_SECONDS,
+    account_local_served,
+    account_process,
+    unwatched_ending,
+)
+from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.server_life import Ending
+from vllm_agent.lifecycle.states import Phase, ServerState
+from vllm_agent.lifecycle.transitions import Trigger
+from vllm_agent.observations import Listener, Probe, ProbeCause
+
+if TYPE_CHECKING:
+    from vllm_agent.lifecycle.check import CheckVerdict
+    from vllm_agent.lifecycle.ending import EndingEvidence
+    from vllm_agent.lifecycle.server_life import Launch, Policy, ServerLife
+    from vllm_agent.observations import (
+        Instant,
+        Knock,
+        ProbeRound,
+        ProcessId,
+        ProcessTree,
+        Sighting,
+    )
+
+NEW_PROCESS_SECONDS: Final = 5.0
+"""A process older than this when it is first seen may serve already: it is looked at before it is
+called starting. A vLLM needs longer to serve."""
+
+ENGINE_GONE_SECONDS: Final = 1.0
+"""A server that answers 503 this long after an EngineCore ended is failed without more looks: a
+stop closes its listener 0.6 s after its engine's end at most (measured on vLLM 0.32)."""
+
+_LEAVING: Final = frozenset({Phase.ENDING, Phase.OVERDUE})
+_UP: Final = frozenset({Phase.READY, Phase.UNREADY})
+
+
+def appeared(life: ServerLife, sighting: Sighting, now: Instant) -> Guarded:
+    """What a main process means: the launch that is known, or another one."""
+    if life.launch is not None and life.launch.process == sighting.process:
+        if life.phase is not Phase.UNOBSERVED:
+            return Guarded(life)
+        return Guarded(life, effects=(Follow(sighting), LookNow()))
+    account = account_process(life, sighting.process, sighting.start_seconds, now)
+    is_new = now.unix_seconds - sighting.start_seconds < NEW_PROCESS_SECONDS
+    is_looked_at_first = life.phase is Phase.UNOBSERVED and not is_new
+    return Guarded(
+        replace(account.life, engine_gone_since=None, consecutive_failures=0, failing_looks=0),
+        None if is_looked_at_first else Trigger.APPEARED,
+        effects=(Follow(sighting), LookNow()),
+        launch=account.launch,
+        ending=account.ending,
+    )
+
+
+def missing(life: ServerLife, now: Instant) -> Guarded:
+    """What it means that no process of it was there when the agent began to watch."""
+    if life.phase is not Phase.UNOBSERVED:
+        return Guarded(life)
+    if life.remembered_phase is Phase.CRASHED:
+        return Guarded(life, Trigger.GONE, life.reason, "it was crashed before the agent started")
+    return Guarded(life, Trigger.ENDED_STOPPED, ending=unwatched_ending(life, now))
+
+
+def knocked(life: ServerLife, process: ProcessId, knock: Knock) -> Guarded:
+    """What a knock that it did not answer means."""
+    if life.launch is None or life.launch.process != process:
+        return Guarded(life)
+    if knock.out_of_reach is not None:
+        return Guarded(life, Trigger.UNREACHED, Reason.UNREACHABLE, knock.out_of_reach)
+    if life.phase is Phase.UNOBSERVED and life.launch.has_served:
+        return Guarded(life, Trigger.END_BEGAN)
+    return Guarded(life, Trigger.WAITING)
+
+
+def tree_seen(life: ServerLife, tree: ProcessTree, policy: Policy, now: Instant) -> Guarded:
+    """What the processes of a launch mean, HTTP apart."""
+    if life.launch is None or life.launch.process != tree.process or not tree.is_main_alive:
+        return Guarded(life)
+    if not tree.is_engine_gone:
+        life = replace(life, engine_gone_since=None)
+    elif life.engine_gone_since is None:
+        life = replace(life, engine_gone_since=now)
+    if policy.has_http or life.phase in _LEAVING:
+        return Guarded(life)
+    if tree.is_engine_gone:
+        return Guarded(life, Trigger.FAILED, Reason.ENGINE_DIED, "one of its EngineCores is gone")
+    if tree.engines_alive == 0:
+        return Guarded(life, Trigger.WAITING)
+    if life.phase is Phase.READY:
+        return Guarded(life)
+    return Guarded(account_local_served(life, now), Trigger.PASSED)
+
+
+def component_ended(life: ServerLife, process: ProcessId) -> Guarded:
+    """The end of an engine or a worker is only a reason to look, never a verdict."""
+    if life.launch is None or life.launch.process != process or life.phase not in _UP:
+        return Guarded(life)
+    return Guarded(life, effects=(LookNow(),))
+
+
+def looked(life: ServerLife, look: ProbeRound, policy: Policy, now: Instant) -> Guarded:
+    """What a round of probes means, given whose socket answered it."""
+    if life.launch is None or life.is_launch_over:
+        return Guarded(life)
+    if _listener(life.launch, look) is Listener.STRANGER:
+        return _not_listening(life)
+    verdict = judge_look(look, expected_model=policy.expected_model, has_served=life.is_proven)
+    match verdict.outcome:
+        case Outcome.PASSED:
+            return _passed(life, look, now)
+        case Outcome.REFUSED:
+            return _not_listening(life)
+        case Outcome.FAILED:
+            return _failing(life, look, verdict, policy, now)
+
+
+def end_began(life: ServerLife, process: ProcessId) -> Guarded:
+    """What the end of a main process means."""
+    if life.launch is None or life.launch.process != process or life.is_launch_over:
+        return Guarded(life)
+    return Guarded(life, Trigger.END_BEGAN)
+
+
+def settled(
+    life: ServerLife, process: ProcessId, evidence: EndingEvidence, now: Instant
+) -> Guarded:
+    """The verdict on an ending, be it that of the newest launch or of one before it."""
+    if life.is_in_maintenance:
+        evidence = replace(evidence, is_in_maintenance=True)
+    older = next((launch for launch in life.unsettled if launch.process == process), None)
+    if older is not None:
+        return _settled_late(life, older, _ending(older, evidence, now))
+    if life.launch is None or life.launch.process != process or life.is_launch_over:
+        # Settled once: what is told later of the same end is not counted again.
+        return Guarded(life)
+    ending = _ending(life.launch, evidence, now)
+    crashed = ending.state is ServerState.CRASHED
+    return Guarded(
+        life,
+        Trigger.ENDED_CRASHED if crashed else Trigger.ENDED_STOPPED,
+        ending.reason,
+        "; ".join(ending.evidence),
+        ending=ending,
+    )
+
+
+def _settled_late(life: ServerLife, older: Launch, ending: Ending) -> Guarded:
+    """The next launch runs already; what it follows is known only now."""
+    # A launch that never served has cost the next one its unit when that appeared.
+    needs_unit = ending.state is ServerState.CRASHED and older.has_served
+    life = replace(
+        life,
+        unsettled=tuple(launch for launch in life.unsettled if launch is not older),
+        budget=life.budget.after_launch(needs_unit=needs_unit),
+    )
+    return Guarded(life, ending=ending)
+
+
+def _ending(launch: Launch, evidence: EndingEvidence, now: Instant) -> Ending:
+    verdict = judge(evidence)
+    return Ending(
+        launch_number=launch.number,
+        at=now,
+        state=verdict.state,
+        reason=verdict.reason,
+        rule=verdict.rule,
+        evidence=verdict.evidence,
+        exit_code=exit_code(evidence.main_wait_status),
+        signal=exit_signal(evidence.main_wait_status),
+    )
+
+
+def _listener(launch: Launch, look: ProbeRound) -> Listener | None:
+    """Whose socket answered: by its owner, else by the start time that the answer tells."""
+    told = look.metrics.process_start_time_seconds if look.metrics is not None else None
+    if look.listener is not None or told is None or launch.start_seconds is None:
+        return look.listener
+    is_same = abs(told - launch.start_seconds) <= 2 * SAME_START_SECONDS
+    return Listener.OWN if is_same else Listener.STRANGER
+
+
+def _not_listening(life: ServerLife) -> Guarded:
+    """Its process is there and its port is closed, or another's."""
+    if life.phase in _UP or (life.phase is Phase.UNOBSERVED and life.has_served_now):
+        return Guarded(life, Trigger.END_BEGAN)
+    return Guarded(life, Trigger.WAITING)
+
+
+def _passed(life: ServerLife, look: ProbeRound, now: Instant) -> Guarded:
+    is_leaving = life.phase in _LEAVING
+    if is_leaving and look.listener is not Listener.OWN:
+        return Guarded(life)
+    if life.consecutive_failures:
+        life = replace(life, consecutive_failures=0, failing_looks=0)
+    return Guarded(
+        account_local_served(life, now),
+        Trigger.REOPENED if is_leaving else Trigger.PASSED,
+        effects=(KeepConnection(),),
+    )
+
+
+def _failing(
+    life: ServerLife, look: ProbeRound, verdict: CheckVerdict, policy: Policy, now: Instant
+) -> Guarded:
+    life = replace(
+        life,
+        consecutive_failures=life.consecutive_failures + 1,
+        failing_looks=life.failing_looks + 1,
+    )
+    health = look.result(Probe.HEALTH)
+    is_5xx = health is not None and health.cause is ProbeCause.HTTP_5XX
+    if is_5xx and life.engine_gone_since is not None:
+        gone_seconds = now.since(life.engine_gone_since)
+        is_failed = (
+            gone_seconds >= ENGINE_GONE_SECONDS or life.failing_looks >= policy.failure_threshold
+        )
+        detail = f"an EngineCore is gone: {verdict.detail}"
+        trigger = Trigger.FAILED if is_failed else Trigger.FAILING
+        return Guarded(life, trigger, Reason.ENGINE_DIED, detail)
+    is_failed = life.failing_looks >= policy.failure_threshold
+    return Guarded(
+        life,
+        Trigger.FAILED if is_failed else Trigger.FAILING,
+        verdict.reason,
+        verdict.detail,
+        effects=look_again_after_reset(life, look),
+    )

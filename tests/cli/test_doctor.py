@@ -1,0 +1,180 @@
+"""`doctor`: what cannot be seen, why, and what would change that, with or without an agent."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.expose.snapshots import (
+    HIDDEN,
+    ad_hoc_server,
+    ended_local_server,
+    local_server,
+    server,
+)
+from vllm_agent.cli import doctor, main
+from vllm_agent.cli.agent_client import SOCKET_NAME
+from vllm_agent.cli.findings import Finding, Level
+from vllm_agent.cli.process_rows import SHOW_ORPHANS
+from vllm_agent.observations import Sight, SightKind
+from vllm_agent.snapshot import CollectorSnapshot
+
+FDS = Sight(SightKind.FDS, is_visible=False, why_not="it is of another user", fix="run as root")
+
+
+def said(outcome) -> list[str]:
+    """The lines with single spaces."""
+    return [" ".join(line.split()) for line in outcome.out.splitlines()]
+
+
+def test_all_is_well(cli, served) -> None:
+    served.show(local_server(sights=HIDDEN[:1]), discovered=1)
+
+    outcome = cli("doctor")
+
+    assert (outcome.code, outcome.err) == (0, "")
+    agent, discovery, visible, conclusion = said(outcome)
+    assert agent.startswith("ok agent vllm-agent ")
+    assert agent.endswith(f"control socket {served.state_dir}/{SOCKET_NAME}")
+    assert discovery == "ok discovery 1 vLLM server(s) found on this host, 1 watched"
+    assert visible == "ok visible network"
+    assert conclusion == "everything can be seen"
+
+
+def test_what_is_hidden_is_told_once_for_all_servers_with_what_would_change_it(cli, served) -> None:
+    served.show(
+        local_server("a", sights=(FDS, HIDDEN[0])),
+        local_server("b", sights=(FDS,)),
+        sights=(HIDDEN[1],),
+        discovered=2,
+    )
+
+    outcome = cli("doctor")
+
+    assert outcome.code == 1
+    lines = said(outcome)
+    place = lines.index("problem fds not visible of a, b: it is of another user")
+    assert lines[place + 1] == "try: run as root"
+    place = lines.index("problem log not visible of this host: its journal may not be read")
+    assert lines[place + 1] == "try: usermod -aG systemd-journal x"
+    assert lines[-1] == "2 problems"
+
+
+def test_what_one_server_hides_is_not_called_visible(cli, served) -> None:
+    seen = Sight(SightKind.FDS, is_visible=True)
+    served.show(local_server("a", sights=(seen,)), local_server("b", sights=(FDS,)), discovered=2)
+
+    assert not [line for line in said(cli("doctor")) if line.startswith("ok visible")]
+
+
+def test_a_collector_that_does_not_work_is_a_problem(cli, served) -> None:
+    blind = CollectorSnapshot("discovery", is_up=False, detail="no PIDs of the host")
+    silent = CollectorSnapshot("logs", is_up=False)
+    served.show(server(), collectors=(blind, silent))
+
+    outcome = cli("doctor")
+
+    assert outcome.code == 1
+    lines = said(outcome)
+    assert "problem collector discovery does not work: no PIDs of the host" in lines
+    assert "problem collector logs does not work: see the log of the agent" in lines
+    assert not [line for line in lines if "discovery.enabled" in line]
+
+
+def test_what_is_worth_a_note_is_no_failure(cli, served) -> None:
+    served.show(server(), ad_hoc_server(), ended_local_server("gone"), is_ready=False)
+
+    outcome = cli("doctor")
+
+    assert outcome.code == 0
+    lines = said(outcome)
+    assert lines[0].startswith("note agent ")
+    assert lines[0].endswith("first look at every server is under way")
+    for told, fix in [
+        ("servers of this host are not found by themselves", "discovery.enabled: true"),
+        ("nobody is paged for llama@8000: no systemd service", "discovery.page: all"),
+        ("2 of gone outlived their main process", SHOW_ORPHANS),
+    ]:
+        (place,) = [n for n, line in enumerate(lines) if told in line]
+        assert lines[place].startswith("note ")
+        assert fix in lines[place + 1]
+    assert lines[-1] == "4 notes"
+
+
+def test_without_an_agent_it_says_how_to_start_one_and_looks_at_what_it_can(
+    cli, tmp_path, monkeypatch
+) -> None:
+    def look(*_: object):
+        yield Finding(Level.OK, "kernel", "is new enough")
+
+    monkeypatch.setattr(doctor, "LOCAL_LOOKS", (*doctor.LOCAL_LOOKS, look))
+
+    outcome = cli("doctor")
+
+    assert (outcome.code, outcome.err) == (3, "")
+    lines = said(outcome)
+    assert lines[0].startswith(f"problem agent no agent is running: nothing answers on {tmp_path}")
+    assert "vllm-agent run" in lines[0]
+    assert "ok kernel is new enough" in lines
+
+
+def test_a_problem_of_a_local_look_counts(cli, served, monkeypatch) -> None:
+    def look(*_: object):
+        yield Finding(Level.PROBLEM, "kernel", "is too old")
+
+    served.show(server(), discovered=0)
+    monkeypatch.setattr(doctor, "LOCAL_LOOKS", (look,))
+
+    assert cli("doctor").code == 1
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_a_configuration_file_is_checked_with_all_its_problems(
+    cli, served, tmp_path, monkeypatch, by
+) -> None:
+    served.show(server(), discovered=0)
+    file = tmp_path / "config.yml"
+    argv = [f"--config.file={file}"] if by == "flag" else []
+    if by == "variable":
+        monkeypatch.setenv("VLLM_AGENT_CONFIG_FILE", str(file))
+
+    file.write_text("servers: []\n")
+    outcome = cli("doctor", *argv)
+    assert outcome.code == 0
+    assert f"ok configuration configuration is valid: {file}, no servers" in said(outcome)
+
+    file.write_text("servers:\n  - nme: x\n  - nme: y\n")
+    outcome = cli("doctor", *argv)
+    assert outcome.code == 1
+    problems = [line for line in said(outcome) if line.startswith("problem configuration")]
+    assert len(problems) >= 2
+    assert f"{file}:2: " in problems[0]
+
+
+def test_json_has_the_findings_and_the_exit_code(cli, served) -> None:
+    served.show(local_server(sights=(FDS,)), discovered=1)
+
+    outcome = cli("doctor", "--json")
+
+    assert outcome.code == 1
+    view = json.loads(outcome.out)
+    assert view["exit_code"] == 1
+    assert {
+        "level": "problem",
+        "about": "fds",
+        "text": "not visible of llama: it is of another user",
+        "fix": "run as root",
+    } in view["findings"]
+
+
+def test_json_without_an_agent(cli) -> None:
+    outcome = cli("doctor", "--json")
+
+    assert outcome.code == 3
+    assert json.loads(outcome.out)["exit_code"] == 3
+
+
+def test_a_bad_folder_is_a_problem_of_usage(capfd) -> None:
+    assert main(["doctor", "--state.dir="]) == 2
+    assert capfd.readouterr().err == "--state.dir: must not be empty\n"

@@ -1,0 +1,230 @@
+"""What the journal has of a unit: from a journal of a real journald, and from bad programs."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_agent.host import journal
+from vllm_agent.host.journal import JournalRead, parse_journal, read_journal
+from vllm_agent.host.vllm_markers import Marked, MarkKind, decisive
+
+# Two lives of vllm.service: its engine is killed and systemd starts it again, then it is stopped.
+# After it, a vllm.service of the systemd of user 1000 is started and stopped. Between them, two
+# records that are none of theirs: other.service is stopped, and a process of forger.service says
+# that vllm.service is.
+RECORDING = Path(__file__).parents[1] / "testdata" / "logs" / "unit.journal.xz"
+BOOT = "4e356ce1-7287-4895-bfba-e7da2d708273"
+UNIX_OFFSET_SECONDS = 1795445970.238528 - 13469.964466  # between the clocks of the recording
+STOP, DEATH = MarkKind.STOP, MarkKind.DEATH
+
+
+@pytest.fixture(scope="module")
+def journalctl(tmp_path_factory) -> tuple[str, str]:
+    path = tmp_path_factory.mktemp("journal") / "system.journal"
+    path.write_bytes(lzma.decompress(RECORDING.read_bytes()))
+    return "journalctl", f"--file={path}"
+
+
+def drop_nothing(kind: str) -> None:
+    pytest.fail(kind)
+
+
+async def read(journalctl, unit="vllm.service", since=0.0, boot=BOOT, **facts) -> JournalRead:
+    return await read_journal(
+        unit,
+        since_unix_seconds=since,
+        boot_id=boot,
+        count_dropped=drop_nothing,
+        journalctl=journalctl,
+        **facts,
+    )
+
+
+def names(found: JournalRead) -> list[str]:
+    assert found.marks is not None
+    return [mark.name for mark in found.marks]
+
+
+DIED = ["engine vanished", "API server lost its engine", "engine failed"]
+
+
+@pytest.mark.needs("journalctl")
+async def test_all_that_a_unit_and_systemd_about_it_logged_is_found(journalctl):
+    found = await read(journalctl)
+    assert names(found)[:3] == DIED
+    assert names(found)[3] == "systemd told to stop the unit"
+    assert set(names(found)[4:]) == {"API server told to stop"}
+
+
+@pytest.mark.needs("journalctl")
+async def test_moments_are_exact_and_in_order(journalctl):
+    found = await read(journalctl)
+    assert found.marks is not None
+    moments = [mark.at_seconds for mark in found.marks]
+    assert None not in moments
+    assert moments == sorted(moments, key=lambda moment: moment or 0)
+    assert moments[3] is not None
+    assert moments[0] is not None
+    assert moments[3] - moments[0] == pytest.approx(3.56, abs=0.01)
+
+
+@pytest.mark.needs("journalctl")
+async def test_an_earlier_launch_lends_nothing(journalctl):
+    both = await read(journalctl)
+    assert both.marks is not None
+    between = (both.marks[3].at_seconds or 0) - 0.5 + UNIX_OFFSET_SECONDS
+    found = await read(journalctl, since=between)
+    assert found.marks == both.marks[3:]
+    mark = decisive(found.marks)
+    assert mark is not None
+    assert mark.kind is STOP
+
+
+@pytest.mark.needs("journalctl")
+async def test_whole_seconds_of_journalctl_are_cut_to_the_moment(journalctl):
+    both = await read(journalctl)
+    assert both.marks is not None
+    after = (both.marks[3].at_seconds or 0) + 0.000_1 + UNIX_OFFSET_SECONDS
+    assert (await read(journalctl, since=after)).marks == both.marks[4:]
+
+
+@pytest.mark.needs("journalctl")
+async def test_another_boot_has_nothing(journalctl):
+    assert (await read(journalctl, boot=BOOT.replace("4", "5"))).marks == ()
+
+
+@pytest.mark.needs("journalctl")
+async def test_a_unit_of_a_user_is_another_one(journalctl):
+    found = await read(journalctl, is_user_unit=True, uid=1000)
+    assert names(found) == ["systemd told to stop the unit", "API server told to stop"]
+    assert (await read(journalctl, is_user_unit=True, uid=1001)).marks == ()
+
+
+@pytest.mark.needs("journalctl")
+@pytest.mark.parametrize("unit", ["none.service", "", "--help", "a b;c"])
+async def test_a_unit_that_never_was_has_nothing(journalctl, unit):
+    assert (await read(journalctl, unit=unit)).marks == ()
+
+
+@pytest.mark.needs("journalctl")
+async def test_a_journal_that_is_not_there_is_told(tmp_path):
+    found = await read(("journalctl", f"--file={tmp_path}/none.journal"))
+    assert found.marks is None
+    assert "No such file" in found.why_not
+
+
+def program(folder: Path, script: str) -> tuple[str, ...]:
+    path = folder / "journalctl"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return (str(path),)
+
+
+async def test_a_missing_program_is_told(tmp_path):
+    found = await read((str(tmp_path / "journalctl"),))
+    assert found == JournalRead(
+        None, f"{tmp_path}/journalctl cannot be started: No such file or directory"
+    )
+
+
+async def test_a_program_that_fails_is_quoted(tmp_path):
+    found = await read(program(tmp_path, "echo 'No journal files were opened.' >&2; exit 1"))
+    assert found == JournalRead(None, "No journal files were opened.")
+
+
+async def test_messages_of_others_that_may_not_be_read_are_not_taken_for_none(tmp_path):
+    hint = "Hint: You are currently not seeing messages from other users and the system."
+    found = await read(program(tmp_path, f"echo '{hint}' >&2"))
+    assert found.marks is None
+    assert "its own user's messages only" in found.why_not
+
+
+async def test_a_program_that_hangs_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "DEADLINE_SECONDS", 0.3)
+    script = f"echo $$ >{shlex.quote(str(tmp_path))}/pid; exec sleep 60"
+    found = await read(program(tmp_path, script))
+    assert found.marks is None
+    assert "did not answer" in found.why_not
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+async def test_more_than_is_read_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "MAX_JOURNAL_BYTES", 1000)
+    drops: list[str] = []
+    found = await read_journal(
+        "vllm.service",
+        since_unix_seconds=0,
+        boot_id=BOOT,
+        count_dropped=drops.append,
+        journalctl=program(tmp_path, "exec yes"),
+    )
+    assert found.marks == ()
+    assert drops == ["journal_bytes"]
+
+
+async def test_the_arguments_are_bounded_and_name_the_unit(tmp_path):
+    script = f'for one in "$@"; do echo "$one"; done >{shlex.quote(str(tmp_path))}/arguments'
+    await read(program(tmp_path, script), unit="my vllm.service", since=1795444864.9)
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert "--lines=4000" in arguments
+    assert "--since=@1795444864" in arguments
+    boot = f"_BOOT_ID={BOOT.replace('-', '')}"
+    assert arguments[-6:] == [
+        "_SYSTEMD_UNIT=my vllm.service",
+        boot,
+        "+",
+        "UNIT=my vllm.service",
+        "_PID=1",
+        boot,
+    ]
+
+
+def record(message: object, **fields: object) -> bytes:
+    base = {"__REALTIME_TIMESTAMP": "1000000000", "__MONOTONIC_TIMESTAMP": "5500000"}
+    # As journalctl writes it: without spaces.
+    return json.dumps(base | {"MESSAGE": message} | fields, separators=(",", ":")).encode() + b"\n"
+
+
+def test_a_record_is_a_mark_at_its_moment():
+    output = record("EngineCore encountered a fatal error.")
+    assert parse_journal(output, 0.0) == (Marked(DEATH, "engine failed", 5.5),)
+
+
+def test_a_coloured_message_comes_as_numbers():
+    text = "\x1b[1;36m(EngineCore_0 pid=5)\x1b[0;0m ERROR 11-23 09:06:58 [core.py:7] "
+    output = record(list((text + "EngineCore encountered a fatal error.").encode()))
+    [mark] = parse_journal(output, 0.0)
+    assert (mark.kind, mark.name, mark.at_seconds) == (DEATH, "engine failed", 5.5)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        b"",
+        b"AsyncLLM output_handler failed.\n",
+        b'{"MESSAGE": "AsyncLLM output_handler failed."}\n',
+        b'["AsyncLLM output_handler failed."]\n',
+        record(None, MESSAGE_ID="x"),
+        record([300]),
+        record(["a", "b"]),
+        record("AsyncLLM output_handler failed.")[:-9],
+        record("AsyncLLM output_handler failed.", __MONOTONIC_TIMESTAMP="soon"),
+        record("ordinary"),
+    ],
+)
+def test_what_is_no_record_of_a_marker_is_none(output):
+    assert parse_journal(output, 0.0) == ()
+
+
+@given(st.binary(max_size=300))
+def test_any_output_is_read_without_an_error(output):
+    assert parse_journal(output + b'\nAsyncLLM output_handler failed."MESSAGE":[', 0.0) == ()

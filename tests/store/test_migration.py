@@ -1,0 +1,196 @@
+"""A file of schema 1 is brought up to date, with everything that is in it, or left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.store import values
+from vllm_agent.store import History, LaunchRecord, schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# As the agent that had this schema created it.
+SCHEMA_1 = """
+    PRAGMA auto_vacuum = INCREMENTAL;
+    PRAGMA journal_mode = WAL;
+    CREATE TABLE servers (
+        server TEXT NOT NULL PRIMARY KEY,
+        phase TEXT NOT NULL,
+        reason TEXT,
+        has_served INTEGER NOT NULL,
+        newest_start_seconds REAL,
+        is_load_balanced INTEGER NOT NULL,
+        budget_limit INTEGER NOT NULL,
+        budget_remaining INTEGER NOT NULL,
+        is_limit_reached INTEGER NOT NULL,
+        maintenance_until_unix_seconds REAL,
+        entered_unix_seconds REAL,
+        last_ending_launch INTEGER,
+        model_name TEXT,
+        version TEXT,
+        committed_unix_seconds REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE counters (
+        server TEXT NOT NULL,
+        counter TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value NUMERIC NOT NULL,
+        PRIMARY KEY (server, counter, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE launches (
+        server TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        start_seconds REAL,
+        first_seen_unix_seconds REAL NOT NULL,
+        has_served INTEGER NOT NULL,
+        ended_unix_seconds REAL,
+        end_state TEXT,
+        end_reason TEXT,
+        end_rule INTEGER,
+        end_evidence TEXT,
+        end_exit_code INTEGER,
+        end_signal INTEGER,
+        PRIMARY KEY (server, number)
+    ) WITHOUT ROWID;
+    CREATE TABLE transitions (
+        id INTEGER PRIMARY KEY,
+        server TEXT NOT NULL,
+        at_unix_seconds REAL NOT NULL,
+        from_phase TEXT NOT NULL,
+        to_phase TEXT NOT NULL,
+        reason TEXT,
+        detail TEXT NOT NULL,
+        launch_number INTEGER
+    );
+    CREATE INDEX transitions_by_server ON transitions (server, id);
+    PRAGMA application_id = 1984719969;
+    PRAGMA user_version = 1;
+"""
+
+ROWS = """
+    INSERT INTO servers VALUES (
+        'llama', 'ready', 'engine_died', 1, 1699999994.5, 0, 3, 1, 0, NULL,
+        1699999997.5, 4, 'tiny', '0.32.0', 1700000000
+    );
+    INSERT INTO counters VALUES
+        ('llama', 'launches', '', 5),
+        ('llama', 'restarts', 'outside', 5),
+        ('llama', 'crashes', 'gpu_oom', 5),
+        ('llama', 'transitions', 'running>crashed', 5),
+        ('llama', 'last_crash_unix_seconds', 'gpu_oom', 1700000005);
+    INSERT INTO launches VALUES
+        ('llama', 4, 1699999998.75, 1700000000, 0, 1700000000, 'crashed', 'signal', 5,
+         '["it died"]', NULL, 9),
+        ('llama', 5, 1699999998.75, 1700000000, 0, NULL, NULL, NULL, NULL, NULL, NULL,
+         NULL);
+    INSERT INTO transitions VALUES
+        (1, 'llama', 1700000000, 'ready', 'crashed', 'signal', 'killed by KILL', 4);
+"""
+
+MEMORY = replace(
+    values.memory(5), process=None, launch_has_served=False, last_ending=values.ending(4)
+)
+HISTORY = History(
+    transitions=(values.transition(4),),
+    launches=(
+        LaunchRecord(replace(values.launch(5), process=None), None),
+        LaunchRecord(replace(values.launch(4), process=None), values.ending(4)),
+    ),
+)
+
+
+@pytest.fixture
+def old_file(state_dir: Path) -> Path:
+    """The database of an agent with schema 1."""
+    state_dir.mkdir()
+    path = state_dir / "history.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(SCHEMA_1 + ROWS)
+    return path
+
+
+def columns(path: Path) -> dict[str, set[str]]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = [name for (name,) in connection.execute("SELECT name FROM pragma_table_list")]
+        found = {
+            name: {tuple(row)[1:5] for row in connection.execute(f"PRAGMA table_info({name})")}
+            for name in tables
+            if not name.startswith("sqlite_")
+        }
+    return {"version": {version}, **found}
+
+
+async def test_everything_that_was_in_it_is_still_there(old_file, open_store, state_dir):
+    store = await open_store()
+    assert await store.recall("llama") == MEMORY
+    assert await store.history("llama") == HISTORY
+    assert await store.recall_discovered() == {}
+    assert store.status.is_up
+    assert set(store.dropped.values()) == {0}
+    assert {path.name for path in state_dir.iterdir()} == {
+        "history.sqlite",
+        "history.sqlite-wal",
+        "lock",
+    }
+
+
+async def test_what_comes_new_is_kept_in_it(old_file, open_store):
+    store = await open_store()
+    await store.commit("llama", values.discovered(6), launch=values.launch(6))
+    await store.close()
+    store = await open_store()
+    assert await store.recall_discovered() == {"llama": values.discovered(6)}
+    history = await store.history("llama")
+    assert history.launches == (LaunchRecord(values.launch(6), None), *HISTORY.launches)
+
+
+async def test_it_is_as_a_new_file_then(old_file, open_store, tmp_path):
+    for store in (await open_store(), await open_store(tmp_path / "new")):
+        await store.close()
+    assert columns(old_file) == columns(tmp_path / "new" / "history.sqlite")
+
+
+def test_it_is_migrated_in_one_transaction(old_file, monkeypatch):
+    before = columns(old_file)
+    added = {2: {**schema._ADDED_COLUMNS[2], "servers": ("process_pid", "process_pid")}}
+    monkeypatch.setattr(schema, "_ADDED_COLUMNS", added)
+    connection = sqlite3.connect(old_file, isolation_level=None)
+    with contextlib.closing(connection), pytest.raises(sqlite3.OperationalError, match="duplicate"):
+        schema._migrate(connection, 1)
+    assert columns(old_file) == before
+
+
+async def test_a_disk_that_is_full_leaves_it_as_it_was(
+    old_file, open_store, monkeypatch, quick_retry
+):
+    before = columns(old_file)
+
+    def full(*_arguments):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "_migrate", full)
+        store = await open_store()
+        assert not store.status.is_up
+        assert "Free some space" in store.status.detail
+        await store.close()
+    assert columns(old_file) == before
+    assert await (await open_store()).recall("llama") == MEMORY
+
+
+async def test_one_with_other_columns_is_moved_aside(old_file, open_store, state_dir, caplog):
+    with contextlib.closing(sqlite3.connect(old_file)) as connection:
+        connection.execute("ALTER TABLE servers ADD COLUMN url TEXT")
+    store = await open_store()
+    assert await store.recall("llama") is None
+    assert "has other columns" in caplog.text
+    assert (state_dir / f"history.sqlite.corrupt-{values.NOW:.0f}").exists()
