@@ -8,10 +8,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps demo test check format docs bench test-vllm clean
+.PHONY: help setup deps demo test check format docs bench test-vllm test-vllm-all clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,7 +48,11 @@ docs: setup ## rewrites generated files only
 bench: setup ## the bars, beside peers, as one table
 	$(BIN)/python -m benchmarks
 
-test-vllm: setup ## a real vLLM on the CPU, watched by URL (builds its environment once, cached)
+test-vllm: setup ## a real vLLM on the CPU, a handful of launches (builds its environment once, cached)
+	$(PYTHON) tests/vllm/prepare.py
+	$(BIN)/python -m pytest tests/vllm -m "not long" -rP
+
+test-vllm-all: setup ## a real vLLM on the CPU, every way of ending, idle and with streams
 	$(PYTHON) tests/vllm/prepare.py
 	$(BIN)/python -m pytest tests/vllm -rP
 

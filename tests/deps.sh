@@ -7,6 +7,7 @@ packages=(
   prometheus-alertmanager
   prometheus-blackbox-exporter
   prometheus-node-exporter
+  systemd
 )
 
 missing=()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections import Counter
@@ -82,6 +83,7 @@ class _Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, _say_reload_is_missing)
+        _raise_open_files()
         self._store = await Store.open(self._settings.state_dir, clock=now)
         source = self._config.source
         publication = Publication(
@@ -249,3 +251,12 @@ def _settle_garbage_collection() -> None:
 
 def _say_reload_is_missing() -> None:
     _LOGGER.warning("SIGHUP does not reload the configuration yet: restart the agent")
+
+
+def _raise_open_files() -> None:
+    """Each process of a launch, each probe and each reader of the page has a file open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        _LOGGER.debug("the limit of open files cannot be raised")

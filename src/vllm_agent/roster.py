@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.config.match import is_at, matches
@@ -52,7 +53,7 @@ fill the page for a day. The oldest leave early, counted."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 _DOWN: Final = frozenset({Phase.ABSENT, Phase.CRASHED})
-_LEAVING: Final = frozenset({Phase.ENDING, Phase.OVERDUE})
+_ENDING: Final = frozenset({Phase.ENDING, Phase.OVERDUE})
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ class _Entry:
         launch = self.runner.snapshot.life.launch
         # What it was given last is in its inbox, if it is not its launch.
         is_new = launch is None or launch.process != self.holder
-        return is_new or self.phase not in _DOWN | _LEAVING
+        return is_new or self.phase not in _DOWN | _ENDING
 
 
 class Roster:
@@ -109,6 +110,7 @@ class Roster:
         self._count_dropped = count_dropped
         self._first_looks = asyncio.Semaphore(FIRST_LOOKS_AT_ONCE)
         self._entries: dict[str, _Entry] = {}
+        self._leaving: set[str] = set()
 
     @property
     def runners(self) -> Iterable[ServerRunner]:
@@ -303,7 +305,9 @@ class Roster:
         self._entries[watched.name] = _Entry(runner, task, config, local)
 
     async def _leave(self, name: str) -> None:
-        entry = self._entries.pop(name)
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            return
         await entry.runner.forget()
         entry.task.cancel()
         await asyncio.gather(entry.task, return_exceptions=True)
@@ -318,10 +322,18 @@ class Roster:
             for name, entry in self._entries.items()
             if entry.config is None and entry.phase in _DOWN
         ]
-        for _, name in sorted(down)[: max(0, len(down) - bound)]:
+        excess = len(down) - len(self._leaving) - bound
+        left = [name for _, name in sorted(down) if name not in self._leaving]
+        for name in left[: max(0, excess)]:
             self._count_dropped("servers")
+            self._leaving.add(name)
             task = asyncio.create_task(self._leave(name))
-            task.add_done_callback(_tell_fault)
+            task.add_done_callback(partial(self._left, name))
+
+    def _left(self, name: str, task: asyncio.Task[None]) -> None:
+        self._leaving.discard(name)
+        if not task.cancelled() and task.exception() is not None:
+            _LOGGER.error("could not forget a server", exc_info=task.exception())
 
     def _keep_seconds(self, state: ServerState) -> float:
         if state is ServerState.STOPPED:
@@ -378,8 +390,3 @@ def _is_left_by(process: ProcessId | None, stat: ProcessStat) -> bool:
         and stat.session == process.pid
         and stat.start_ticks >= process.start_ticks
     )
-
-
-def _tell_fault(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _LOGGER.error("could not forget a server", exc_info=task.exception())

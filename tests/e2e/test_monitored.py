@@ -37,8 +37,8 @@ BOUND = "Resolved architecture"
 STRANGER_SECONDS = 1.5
 """An agent connects to a server that loads once a second."""
 
-ROOMY = "  []\ndiscovery: {max_servers: 200}\n"
-"""No server is configured, and whatever else runs on this machine displaces none of these."""
+DISCOVERY = "{max_servers: 200}"
+"""Whatever else runs on this machine displaces none of these."""
 
 NAMED = ("--served-model-name", SERVED_NAME)
 
@@ -46,7 +46,7 @@ NAMED = ("--served-model-name", SERVED_NAME)
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     """An agent that was told nothing: it finds every server by itself."""
-    with AgentProcess(tmp_path_factory.mktemp("agent"), ROOMY) as agent:
+    with AgentProcess(tmp_path_factory.mktemp("agent"), discovery=DISCOVERY) as agent:
         yield agent
 
 
@@ -161,7 +161,7 @@ def test_a_crash_loop_reaches_the_restart_limit(agent: AgentProcess) -> None:
 
 def test_the_agent_comes_and_goes(tmp_path) -> None:
     """A launch is counted once however often the agent starts, and one that it missed too."""
-    agent = AgentProcess(tmp_path, ROOMY)
+    agent = AgentProcess(tmp_path, discovery=DISCOVERY)
     port = free_port()
     name = f"{SERVED_NAME}@{port}"
     with StandIn.start(*NAMED, "--speed", "10", port=port) as server:

@@ -27,7 +27,7 @@ class FakeProc:
         (root / "self").symlink_to(str(os.getpid()))
         self.set_max_pid(32768)
         self.newest = 1
-        self.add(1, "init", name="systemd")
+        self.add(1, "init", parent=0, name="systemd")
         self.proc = Proc(root)
 
     @property

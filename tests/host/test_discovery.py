@@ -323,6 +323,15 @@ async def test_a_component_of_another_program_is_no_stray(tmp_path):
     assert [stat.pid for stat in watch.discovery.strays] == [31, 32]
 
 
+async def test_a_server_that_is_the_first_process_of_its_container_has_no_strays(tmp_path):
+    fake = FakeProc(tmp_path)
+    fake.become(1, "vllm", "serve", "m")
+    fake.add(7, "VLLM::EngineCore", parent=1)
+    watch = await look(Watch(fake.proc))
+    assert watch.pids == [1]
+    assert watch.discovery.strays == ()
+
+
 class Hours:
     """A clock that a test moves."""
 

@@ -168,12 +168,15 @@ async def test_fork_that_still_has_the_title_of_its_parent_is_no_component(host)
     host.add(11, 10, "VLLM::EngineCore")
     host.add(12, 11, "VLLM::EngineCore")
     host.add(13, 12, "VLLM::EngineCore")
+    host.add(14, 12, "VLLM::EngineCore")
+    host.add(15, 12, "VLLM::EngineCore")
     watched = follow(host)
-    assert watched.roles == [(API, ""), (ENGINE, "")]
+    host.end(14)
     host.end(12)
+    watched.tree.refresh()
+    host.end(15)
     await asyncio.sleep(0)
     assert watched.events == []
-    watched.tree.refresh()
     assert watched.roles == [(API, ""), (ENGINE, "")]
     host.add(13, 1, "VLLM::Worker")
     watched.tree.refresh()

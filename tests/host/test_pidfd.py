@@ -163,7 +163,10 @@ async def test_a_zombie_whose_parent_sleeps_is_given_up_and_the_loop_is_not_kept
     before = open_fds()
     watch(BlindProc(), victim.pid, told)
     say(victim, "exit 3")
+    await told.until(1)
+    ended = told.at_seconds
     assert await told.until(2) == [("exit", None), ("status", None)]
+    assert told.at_seconds - ended >= 0.09
     assert len(asked) == 2
     assert open_fds() == before
 
@@ -173,6 +176,7 @@ def test_a_parent_is_waited_for_less_long_than_an_ending_may_take():
 
 
 async def test_a_kernel_that_tells_nothing_is_not_waited_for(victim, monkeypatch):
+    monkeypatch.setattr(pidfd, "REAPING_SECONDS", 60.0)
     monkeypatch.setattr(pidfd, "has_exit_info", lambda: False)
     told = Told()
     before = open_fds()
@@ -258,6 +262,9 @@ async def test_nothing_is_told_after_close(victim, proc):
 
 async def test_close_while_the_reaping_is_waited_for_leaves_nothing(victim, monkeypatch):
     monkeypatch.setattr(pidfd, "has_exit_info", lambda: True)
+    monkeypatch.setattr(pidfd, "REAPING_SECONDS", 0.05)
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, error: errors.append(error))
     told, heard = Told(), Told()
     before = open_fds()
     watched = watch(BlindProc(), victim.pid, told)
@@ -265,9 +272,9 @@ async def test_close_while_the_reaping_is_waited_for_leaves_nothing(victim, monk
     say(victim, "exit 3")
     await told.until(1)
     watched.close()
-    victim.wait()
     await heard.until(2)
     assert told.calls == [("exit", None)]
+    assert errors == []
     assert open_fds() == before
 
 

@@ -56,6 +56,13 @@ def test_a_container_whose_init_started_the_agent():
     assert seen(*words)[0] == "False"
 
 
+def test_a_system_container_is_a_host(tmp_path):
+    init = tmp_path / "systemd"
+    init.write_text('#!/bin/sh\n"$@"\nexit $?\n')
+    init.chmod(0o755)
+    assert seen("unshare", "--fork", "--pid", "--mount-proc", str(init))[0] == "True"
+
+
 def test_the_processes_of_a_pod_are_seen():
     """The agent is beside a first process that is none of its ancestors."""
     with subprocess.Popen(

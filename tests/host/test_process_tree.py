@@ -353,6 +353,24 @@ async def test_statuses_that_come_later_complete_the_evidence(host):
     assert watched.events == [ComponentGone(ENGINE, 1.0), MainGone(2.0)]
 
 
+async def test_orphan_that_ends_makes_the_evidence_incomplete_until_its_status_is_told(host):
+    host.add(11, 10, "VLLM::EngineCore")
+    watched = follow(host)
+    host.end(10)
+    assert watched.tree.evidence().is_complete
+    host.end(11, 1.0, None)
+    assert not watched.tree.evidence().is_complete
+    host.watches[11].on_status(None)
+    assert watched.tree.evidence().is_complete
+
+
+async def test_zombie_that_no_watch_told_of_uses_nothing(host):
+    host.add(11, 10)
+    watched = follow(host)
+    host.add(11, 10, state="Z")
+    assert watched.tree.tree().processes == 1
+
+
 async def test_status_that_stays_unknown_completes_the_evidence(host):
     watched = follow(host)
     host.end(10, 2.0, None)
@@ -376,14 +394,18 @@ async def test_used_cpu_of_what_ended_stays(host):
     host.add(11, 10, ticks=100)
     watched = follow(host)
     first = watched.tree.tree().cpu_seconds
-    host.add(11, 10, ticks=300, state="Z")
+    host.add(11, 10, ticks=300)
+    assert watched.tree.tree().cpu_seconds == 3.0
+    host.add(11, 10, ticks=200)
+    assert watched.tree.tree().cpu_seconds == 3.0
+    host.add(11, 10, ticks=400, state="Z")
     host.end(11)
     host.remove(11)
-    assert (first, watched.tree.tree().cpu_seconds) == (1.0, 3.0)
+    assert (first, watched.tree.tree().cpu_seconds) == (1.0, 4.0)
     host.remove(10)
     host.end(10)
     tree = watched.tree.tree()
-    assert tree.cpu_seconds == 3.0
+    assert tree.cpu_seconds == 4.0
     assert (tree.processes, tree.threads, tree.resident_bytes) == (0, None, None)
 
 

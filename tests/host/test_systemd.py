@@ -93,6 +93,13 @@ def test_a_job_that_waits_has_no_moment_yet():
     assert waiting.stop_seconds is None
 
 
+def test_the_moment_of_an_earlier_life_is_not_that_of_a_stop():
+    again = view_of("restart-in-auto-restart", 0, "stop")
+    assert again.left_active_seconds is not None
+    assert again.says_stop
+    assert again.stop_seconds is None
+
+
 def test_a_death_has_no_moment_of_a_stop():
     assert view_of("main-killed", 0).stop_seconds is None
 

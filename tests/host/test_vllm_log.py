@@ -192,8 +192,17 @@ def test_a_writer_without_append_leaves_zeros_when_its_file_is_truncated(log):
         assert names(tail) == ["API server lost its engine"]
 
 
+def test_a_file_that_is_truncated_before_the_first_read_is_read_anew(log):
+    append(log, b"x" * (MAX_TAIL_BYTES * 2))
+    with tail_of(log, is_new=False) as tail:
+        os.truncate(log, 0)
+        append(log, line(FATAL, pid=6))
+        assert names(tail, 6) == ["engine failed"]
+
+
 def test_a_rotated_file_is_followed_by_its_name(log):
-    with tail_of(log, is_rotated=True) as tail:
+    drops = Drops()
+    with tail_of(log, drops, is_rotated=True) as tail:
         append(log, line(LOST))
         log.rename(log.with_suffix(".1"))
         assert names(tail) == ["API server lost its engine"]
@@ -202,6 +211,7 @@ def test_a_rotated_file_is_followed_by_its_name(log):
         assert names(tail) == ["engine failed", "API server told to stop"]
         append(log, line(LOST))
         assert names(tail) == ["API server lost its engine"]
+    assert drops == []
 
 
 def test_a_file_that_is_held_open_is_read_on_after_its_removal(log):
@@ -229,6 +239,15 @@ def test_a_disk_error_is_counted_and_survived(log, monkeypatch):
             assert names(tail) == []
         assert drops == ["log_read"]
         assert names(tail) == ["API server lost its engine"]
+
+
+def test_a_disk_error_at_the_beginning_leaves_no_file_open(log, monkeypatch):
+    append(log, line(LOST))
+    before = Proc().fd_count(os.getpid())
+    monkeypatch.setattr(os, "pread", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    with pytest.raises(OSError, match="I/O error"):
+        tail_of(log)
+    assert Proc().fd_count(os.getpid()) == before
 
 
 # Bounds.

@@ -160,11 +160,14 @@ FORMS = {
     "prefixed": b"[my server](APIServer pid=77) ERROR 11-23 09:06:58 [x.py:1] %s",
     "after a bar": b"Loading: 50%%|###  | 1/2\rLoading: 100%%|#####| 2/2(APIServer pid=77) "
     b"ERROR 11-23 09:06:58 [x.py:1] %s",
+    "after many bars": b"Loading: 50%%|###  | 1/2\r" * 50 + b"(APIServer pid=77) ERROR "
+    b"11-23 09:06:58 [x.py:1] %s",
     "no UTF-8": b"\xff\xfe(APIServer pid=77) ERROR 11-23 09:06:58 [x.py:1] %s \xff",
     "CRLF": b"(APIServer pid=77) ERROR 11-23 09:06:58 [x.py:1] %s\r",
     "JSON": b'{"asctime": "2026-11-23 09:06:58,123", "levelname": "ERROR", "name": "vllm", '
     b'"processName": "MainProcess", "process": 77, "message": "%s"}',
-    "zeros of a truncated file": b"\0\0\0\0(APIServer pid=77) ERROR 11-23 09:06:58 [x.py:1] %s",
+    "zeros of a truncated file": b"\0" * 300
+    + b"(APIServer pid=77) ERROR 11-23 09:06:58 [x.py:1] %s",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tests.lifecycle.looks import REFUSED, failing, serving
 from tests.lifecycle.scene import Scene
@@ -103,18 +103,18 @@ class LocalScene(Scene):
         self.end()
         return self.settle(KILLED)
 
-    def load(self, number: int = 1) -> LocalScene:
+    def load(self, number: int = 1) -> Self:
         """A new process appears and is loading."""
         self.appear(number)
         return self
 
-    def run(self, number: int = 1, load_seconds: float = 50.0) -> LocalScene:
+    def run(self, number: int = 1, load_seconds: float = 50.0) -> Self:
         """A new process appears, loads and serves."""
         self.appear(number)
         self.wait(load_seconds).answer()
         return self
 
-    def come_back(self) -> LocalScene:
+    def come_back(self) -> Self:
         """The agent restarts; nothing was seen since."""
         self.restart_agent()
         return self

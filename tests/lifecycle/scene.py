@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tests.lifecycle.invariants import check_state_time, check_step
 from tests.lifecycle.looks import REFUSED, STARTED, failing, serving
@@ -53,7 +53,7 @@ class Scene:
         check_state_time(self.life, self.now.since(self.begun))
         return done
 
-    def wait(self, seconds: float) -> Scene:
+    def wait(self, seconds: float) -> Self:
         self.now = Instant(self.now.monotonic_seconds + seconds, self.now.unix_seconds + seconds)
         return self
 

@@ -26,7 +26,11 @@ def process(number: int, boot_id: str = BOOT) -> ProcessId:
 
 
 def sighting(
-    number: int = 1, *, start_seconds: float = STARTED, boot_id: str = BOOT, is_headless: bool = False
+    number: int = 1,
+    *,
+    start_seconds: float = STARTED,
+    boot_id: str = BOOT,
+    is_headless: bool = False,
 ) -> Sighting:
     return Sighting(
         process=process(number, boot_id),
@@ -38,13 +42,18 @@ def sighting(
     )
 
 
-def tree(of: ProcessId, *, engines: int = 1, gone: int = 0, is_main_alive: bool = True) -> ProcessTree:
+def tree(
+    of: ProcessId, *, engines: int = 1, gone: int = 0, is_main_alive: bool = True
+) -> ProcessTree:
     """A tree with so many EngineCores alive, and so many that have ended."""
     role = ComponentRole.ENGINE_CORE
     components = (
         Component(ComponentRole.API_SERVER, "", of.pid, is_main_alive),
         *(Component(role, f"dp{n}", of.pid + 10 + n, is_alive=True) for n in range(engines)),
-        *(Component(role, f"dp{engines + n}", of.pid + 50 + n, is_alive=False) for n in range(gone)),
+        *(
+            Component(role, f"dp{engines + n}", of.pid + 50 + n, is_alive=False)
+            for n in range(gone)
+        ),
     )
     return ProcessTree(process=of, is_main_alive=is_main_alive, components=components)
 

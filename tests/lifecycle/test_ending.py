@@ -293,6 +293,37 @@ def test_rule_6_everything_else_was_on_its_way_out() -> None:
 
 
 @pytest.mark.parametrize("status", [None, exited(0)])
+@pytest.mark.parametrize(
+    ("seen_at_close", "expected"),
+    [((), (STOPPED, None, 6)), (None, (CRASHED, Reason.UNKNOWN, 7))],
+    ids=["the main process was alone", "nobody looked"],
+)
+def test_rule_6_needs_a_look_at_the_close_but_nobody_else_there(
+    status: int | None,
+    seen_at_close: tuple[ComponentAtClose, ...] | None,
+    expected: tuple[ServerState, Reason | None, int],
+) -> None:
+    seen = replace(STOP, main_wait_status=status, at_close=seen_at_close)
+    assert verdict(seen) == expected
+
+
+def test_rule_6_needs_a_close() -> None:
+    """A process that never listened, or whose close nobody saw, is not judged by what was left."""
+    assert verdict(replace(STOP, close_seconds=None)) == (CRASHED, Reason.UNKNOWN, 7)
+
+
+@pytest.mark.parametrize("seen_at_close", [(), None])
+def test_the_rules_before_it_need_nobody_at_the_close(
+    seen_at_close: tuple[ComponentAtClose, ...] | None,
+) -> None:
+    alone = replace(STOP, at_close=seen_at_close)
+    assert verdict(replace(alone, main_wait_status=exited(1)))[2] == 5
+    assert verdict(replace(alone, main_was_exiting_at_close=True))[2] == 5
+    assert verdict(replace(alone, stop_sign_seconds=CLOSE))[2] == 3
+    assert verdict(replace(alone, engine_death_logged_seconds=CLOSE))[2] == 4
+
+
+@pytest.mark.parametrize("status", [None, exited(0)])
 def test_rule_7_an_end_nobody_can_explain_is_a_crash(status: int | None) -> None:
     """Exit status 0 is no evidence: vLLM exits 0 when its engine dies."""
     assert verdict(EndingEvidence(main_wait_status=status)) == (CRASHED, Reason.UNKNOWN, 7)

@@ -13,7 +13,6 @@ from tests.lifecycle.sightings import (
     ASKED,
     EXITED_1,
     KILLED,
-    ORDERLY,
     TOLD_TO_STOP,
     UNEXPLAINED,
 )
@@ -132,6 +131,19 @@ def test_nor_had_it_where_the_start_time_says_that_it_is_the_same_process(
     running.close_port()
     running.wait(1.0).answer(by=None)
     assert running.seen() == (RUNNING, None)
+
+
+@pytest.mark.parametrize("is_overdue", [False, True])
+def test_nor_had_it_where_nobody_can_tell_whose_the_listener_is(*, is_overdue: bool) -> None:
+    """What was proof enough to call it running is so again, while its main process is there."""
+    scene = LocalScene().load()
+    undated = serving(None)
+    scene.answer(undated, by=None)
+    scene.close_port()
+    if is_overdue:
+        scene.wait(120.0).tick()
+    scene.wait(1.0).answer(undated, by=None)
+    assert scene.seen() == (RUNNING, None)
 
 
 @pytest.mark.parametrize("cause", [ProbeCause.TIMEOUT, ProbeCause.HTTP_5XX])

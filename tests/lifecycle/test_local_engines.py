@@ -125,7 +125,7 @@ def test_a_failed_check_becomes_an_engine_death_once_that_is_known(running: Loca
 
 
 def test_the_end_that_follows_an_engine_death_is_one_crash(running: LocalScene) -> None:
-    """vLLM answers 503 for up to 5 s, closes its port, and exits 0."""
+    """It answers 503 for up to 5 s, closes its port, and exits 0."""
     running.engine_dies()
     running.answer_wrongly()
     running.wait(1.0).answer_wrongly()

@@ -345,9 +345,7 @@ class LocalWalk(RuleBasedStateMachine):
         self.server_serves(is_other_model=False)
         self.agent_looks()
         if not self.scene.life.is_launch_over and self.scene.policy.has_http:
-            is_told = self.host.shows_sockets or self.host.tells_start
-            is_leaving = self.scene.phase in {Phase.ENDING, Phase.OVERDUE}
-            assert self.scene.life.state is ServerState.RUNNING or (is_leaving and not is_told)
+            assert self.scene.life.state is ServerState.RUNNING
 
     @rule()
     def deadline_passes(self) -> None:

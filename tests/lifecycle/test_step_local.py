@@ -90,6 +90,16 @@ def test_a_process_that_appears_after_none_was_there_is_starting() -> None:
     assert (scene.launches, scene.restarts) == (1, 0)
 
 
+def test_a_process_that_is_found_late_by_an_agent_that_watches_is_starting() -> None:
+    """The agent saw that nothing was there; whatever came since has not served for it."""
+    scene = LocalScene()
+    scene.miss()
+    scene.wait(3600.0).appear(age_seconds=60.0)
+    assert scene.seen() == (STARTING, None)
+    scene.answer()
+    assert scene.seen() == (RUNNING, None)
+
+
 def test_a_process_that_is_told_of_twice_is_one_launch(loading: LocalScene) -> None:
     for _ in range(3):
         assert loading.sight_again().effects == ()

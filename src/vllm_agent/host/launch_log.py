@@ -77,10 +77,14 @@ class LaunchLog:
         if self._logs is not None and self._logs.is_in_journal:
             await self._read_journal()
 
+    def forget_deaths(self) -> None:
+        """It serves on, so what its log called a death was none."""
+        self._marks = [entry for entry in self._marks if entry[1].kind is not MarkKind.DEATH]
+
     def stop_and_death(self) -> tuple[float | None, float | None]:
         """When the log told of a stop, or else of a death, on the monotonic clock."""
-        marks = [mark for _, mark in sorted(self._marks, key=lambda entry: entry[0])]
-        deciding = decisive(marks)
+        # In the order of the log: the times of reads are those of what made us read.
+        deciding = decisive([mark for _, mark in self._marks])
         if deciding is None:
             return None, None
         # A stop that caused what was logged as a death was there before it.

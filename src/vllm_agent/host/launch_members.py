@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.pidfd import ExitWatch
+from vllm_agent.host.vllm_argv import role_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -159,10 +160,8 @@ class Members:
         A shell's session holds strangers. The number is used again once its session is empty.
         """
         session = self.main.process.pid
-        return (
-            stat.session == session == self.main.session
-            and stat.start_ticks >= self.main.process.start_ticks
-            and any(member.session == session for member in self.alive.values())
+        return stat.session == session and any(
+            member.session == session for member in self.alive.values()
         )
 
     def _join(self, stat: ProcessStat) -> None:
@@ -183,11 +182,13 @@ class Members:
         if member is self.main or member.exit_seconds is not None:
             return
         line = self._proc.command_line(member.process.pid)
-        # A zombie has none.
-        told = self._role_of(line.arguments) if line is not None and line.arguments else None
+        told = None if line is None else self._role_of(line.arguments)
         if told is None:
             return
-        role, rank = told
+        self._take_role(member, *told)
+
+    @staticmethod
+    def _take_role(member: Member, role: ComponentRole | None, rank: str) -> None:
         above = member.parent
         while above is not None and above.role is None:
             above = above.parent
@@ -229,7 +230,9 @@ class Members:
             self._watch(member)
 
     def _exited(self, member: Member, at_seconds: float, wait_status: int | None) -> None:
-        self.stat(member)  # a zombie still tells what it has used
+        stat = self.stat(member)  # a zombie still tells what it has used, and its name
+        if stat is not None and member.role is None and member is not self.main:
+            self._take_role(member, role_of_name(stat.name), "")
         del self.alive[member.process.pid]
         member.exit_seconds = at_seconds
         member.wait_status = wait_status

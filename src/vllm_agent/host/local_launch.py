@@ -111,9 +111,11 @@ class LocalLaunch:
         self._tree.note_close()
         self._gather(self._now_seconds())
 
-    def forget_close(self, connected_seconds: float) -> None:
+    def note_answer(self, connected_seconds: float, *, is_healthy: bool) -> None:
         """The server answered on a connection made then, so an earlier close meant nothing."""
         self._tree.forget_close(connected_seconds)
+        if is_healthy:
+            self._log.forget_deaths()
 
     def sights(self) -> tuple[Sight, ...]:
         """What the agent may see of this launch."""

@@ -146,7 +146,10 @@ class LocalServer:
             return look
         listener = self._listener()
         if listener is not Listener.STRANGER:
-            self._launches[-1].forget_close(look.started.monotonic_seconds)
+            health = look.results[0]
+            self._launches[-1].note_answer(
+                look.started.monotonic_seconds, is_healthy=health.is_success
+            )
         return replace(look, listener=listener)
 
     @property

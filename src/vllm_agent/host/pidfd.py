@@ -118,7 +118,7 @@ class ExitWatch:
         if not self._proc.shows_exit_status(self._process.pid):
             return None
         stat = self._proc.stat(self._process.pid)
-        if stat is None or not stat.is_zombie or stat.start_ticks != self._process.start_ticks:
+        if stat is None or stat.start_ticks != self._process.start_ticks:
             return None
         return stat.exit_status
 

@@ -177,18 +177,11 @@ class Proc:
         except OSError:
             return None
 
-    def may_trace(self, pid: int) -> bool | None:
-        """Whether the agent has ptrace access to a process; None if it is gone."""
-        try:
-            with os.scandir(f"{self._prefix}{pid}/fd"):
-                return True
-        except PermissionError:
-            return False
-        except OSError:
-            return None
-
     def shows_exit_status(self, pid: int) -> bool:
-        """Whether `exit_status` of a process can be believed. Ask it before the stat is read."""
+        """Whether the agent has ptrace access: `exit_status` can be believed, fds can be told.
+
+        Ask it before the stat is read.
+        """
         try:
             os.readlink(f"{self._prefix}{pid}/exe")
         except PermissionError:

@@ -138,7 +138,7 @@ class Ownership:
                 self._holder = pid, number
                 return Listener.OWN
             # None is a process that is gone and holds nothing.
-            is_all_seen &= self._proc.may_trace(pid) is not False
+            is_all_seen &= self._proc.shows_exit_status(pid)
         return Listener.STRANGER if is_all_seen else None
 
     def _still_holds(self, inodes: Collection[int]) -> bool:

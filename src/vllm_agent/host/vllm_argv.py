@@ -74,6 +74,7 @@ _WANTED: Final = frozenset(
     }
 )
 # The prefix is VLLM_PROCESS_NAME_PREFIX and can be anything; Ray titles its actors alike.
+_MAX_NAME_BYTES: Final = 15  # TASK_COMM_LEN of include/linux/sched.h, without its NUL
 _TITLE: Final = re.compile(
     r"(?!ray::).*::(EngineCore|Worker|APIServer)((?:_[A-Z]{0,4}[0-9]{1,5}){0,8})", re.DOTALL
 )
@@ -185,6 +186,18 @@ def role_of(arguments: Sequence[str]) -> tuple[ComponentRole, str] | None:
         return None
     match = _TITLE.fullmatch(title)
     return None if match is None else (_ROLES[match[1]], match[2][1:].lower())
+
+
+def role_of_name(name: str) -> ComponentRole | None:
+    """The role that the name of a process tells (`comm`, 15 bytes), which a zombie still has."""
+    _, separator, title = name.partition("::")
+    if not separator or not title:
+        return None
+    is_cut = len(name.encode()) >= _MAX_NAME_BYTES
+    for known, role in _ROLES.items():
+        if title.startswith(known) or (is_cut and known.startswith(title)):
+            return role
+    return None
 
 
 def _entry(arguments: Sequence[str]) -> _Entry | None:

@@ -87,7 +87,11 @@ class LogTail:
         self._seam = b""
         self._rest = b""
         if source.is_new and size:
-            self._rejoin(size)
+            try:
+                self._rejoin(size)
+            except OSError:
+                self.close()
+                raise
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,252 @@
+"""A local server as its runner has it: followed, knocked at, looked at, and judged in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.host.tree_scene import sighting
+from vllm_agent.demo.launch import StandIn, free_port
+from vllm_agent.host.clock import now
+from vllm_agent.host.local_launch import LocalHost
+from vllm_agent.host.local_server import LocalServer
+from vllm_agent.host.proc import Proc
+from vllm_agent.host.process_table import ProcessTable
+from vllm_agent.host.vllm_eyes import target_of
+from vllm_agent.lifecycle.ending import judge
+from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled, TreeSeen
+from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.states import ServerState
+from vllm_agent.observations import Listener, SightKind, VllmCommand
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from vllm_agent.lifecycle.ending import EndingEvidence
+    from vllm_agent.lifecycle.events import Event
+    from vllm_agent.observations import ProcessTree
+
+DEADLINE_SECONDS = 20.0
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Looks until `is_so`, for what tells of itself in no event."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not is_so():  # noqa: ASYNC110 - there is none
+            await asyncio.sleep(0.005)
+
+
+@dataclass
+class Scene:
+    """A server that is followed, and what was told of it."""
+
+    server: StandIn
+    local: LocalServer
+    events: list[Event] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self, event: Event) -> None:
+        self.events.append(event)
+        self.news.set()
+
+    async def told(self, kind: type) -> Event:
+        """The first event of that kind, once it was told."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while True:
+                for event in self.events:
+                    if isinstance(event, kind):
+                        return event
+                self.news.clear()
+                await self.news.wait()
+
+    async def evidence(self) -> EndingEvidence:
+        settled = await self.told(EndSettled)
+        assert isinstance(settled, EndSettled)
+        return settled.evidence
+
+    @property
+    def tree(self) -> ProcessTree:
+        seen = [event.tree for event in self.events if isinstance(event, TreeSeen)]
+        return seen[-1]
+
+    async def hold(self) -> asyncio.Event:
+        """Opens the idle connection; the event is set when its peer closes it."""
+        closed = asyncio.Event()
+        await self.local.hold(lambda _: closed.set())
+        assert self.local.is_holding
+        return closed
+
+
+@contextlib.asynccontextmanager
+async def following(
+    *arguments: str, log: Path | None = None, is_serving: bool = True
+) -> AsyncIterator[Scene]:
+    proc = Proc()
+    with StandIn.start("--speed", "10", *arguments, log=log) as server:
+        if is_serving:
+            await server.serving()
+        dropped: Counter[str] = Counter()
+        host = LocalHost(proc, ProcessTable(proc, now).now, now, lambda k: dropped.update([k]))
+        local = LocalServer(host, target_of)
+        scene = Scene(server, local, dropped=dropped)
+        found = sighting(proc, server.pid, VllmCommand(port=server.port, host="127.0.0.1"))
+        local.follow(found, scene.tell)
+        try:
+            yield scene
+        finally:
+            local.close()
+
+
+async def test_what_runs_is_told_at_once_and_can_be_seen():
+    async with following() as scene:
+        assert scene.tree.is_main_alive
+        assert scene.tree.processes >= 3
+        assert scene.tree.orphans == 0
+        assert scene.tree.cpu_seconds is not None
+        kinds = {sight.kind for sight in scene.local.sights()}
+        assert kinds >= {SightKind.FDS, SightKind.EXIT_STATUS, SightKind.NETWORK}
+
+
+async def test_a_server_that_serves_is_reached_and_its_socket_is_its_own():
+    async with following() as scene:
+        knock = await scene.local.knock()
+        assert knock.is_accepted
+        look = await scene.local.look(ask_models=True)
+        assert all(result.is_success for result in look.results)
+        assert look.listener is Listener.OWN
+
+
+async def test_a_server_that_loads_is_not_reached_and_that_is_all():
+    async with following("--load-seconds", "60", is_serving=False) as scene:
+        knock = await scene.local.knock()
+        assert not knock.is_accepted
+        assert knock.out_of_reach is None
+
+
+async def test_a_stranger_on_its_port_does_not_answer_for_it():
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        async with following("--load-seconds", "60", is_serving=False) as scene:
+            found = sighting(Proc(), scene.server.pid, VllmCommand(port=port, host="127.0.0.1"))
+            scene.local.follow(found, scene.tell)
+            knock = await scene.local.knock()
+            assert not knock.is_accepted
+
+
+@pytest.mark.parametrize(
+    ("how", "state", "reason"),
+    [
+        ("kill main", ServerState.CRASHED, Reason.SIGNAL),
+        ("kill engine", ServerState.CRASHED, Reason.ENGINE_DIED),
+        ("terminate", ServerState.STOPPED, None),
+    ],
+)
+async def test_each_end_is_told_and_judged(how: str, state: ServerState, reason: Reason | None):
+    async with following() as scene:
+        await scene.hold()
+        match how:
+            case "kill main":
+                scene.server.kill()
+            case "kill engine":
+                os.kill(scene.server.engine_pids[0], signal.SIGKILL)
+            case "terminate":
+                scene.server.terminate()
+        began = await scene.told(EndBegan)
+        evidence = await scene.evidence()
+        verdict = judge(evidence)
+        assert (verdict.state, verdict.reason) == (state, reason), verdict
+        assert began in scene.events
+        if how == "kill engine":
+            assert any(isinstance(event, ComponentEnded) for event in scene.events)
+
+
+async def test_the_log_alone_tells_a_stop(tmp_path: Path):
+    """No idle connection, nobody saw who was alive: what is left is its own line."""
+    log = tmp_path / "vllm.log"
+    async with following(log=log) as scene:
+        await until(lambda: SightKind.LOG in {sight.kind for sight in scene.local.sights()})
+        scene.server.terminate()
+        evidence = await scene.evidence()
+        assert evidence.close_seconds is None
+        assert evidence.stop_sign_seconds is not None
+        assert judge(evidence).rule == 3
+
+
+async def test_orphans_are_counted_until_they_are_gone():
+    async with following() as scene:
+        engine, worker = scene.server.engine_pids[0], scene.server.worker_pids[0]
+        scene.server.kill()
+        await scene.evidence()
+        await asyncio.sleep(0)
+        assert scene.tree.orphans == 2
+        for pid in (engine, worker):
+            os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while scene.tree.orphans:
+                scene.news.clear()
+                await scene.news.wait()
+
+
+async def test_orphans_of_a_launch_that_nobody_saw_end_are_counted_too():
+    async with following() as scene:
+        proc, server = Proc(), scene.server
+        main = proc.stat(server.pid)
+        assert main is not None
+        left = [
+            stat
+            for pid in (*server.engine_pids, *server.worker_pids)
+            if (stat := proc.stat(pid)) is not None
+        ]
+        host = LocalHost(proc, list, now, lambda _: None)
+        later = LocalServer(host, target_of)
+        told: list[Event] = []
+        server.kill()
+        await scene.evidence()
+        later.adopt_orphans(proc.identify(main), left, told.append)
+        assert isinstance(told[-1], TreeSeen)
+        assert told[-1].tree.orphans == len(left) == 2
+        for stat in left:
+            os.kill(stat.pid, signal.SIGKILL)
+        await until(lambda: told[-1].tree.orphans == 0)  # type: ignore[union-attr] # as above
+        later.close()
+
+
+async def test_cpu_does_not_fall_from_one_launch_to_the_next():
+    async with following() as scene:
+        await scene.local.look(ask_models=True)
+        before = scene.tree.cpu_seconds
+        scene.server.kill()
+        await scene.evidence()
+        with StandIn.start("--speed", "10") as second:
+            await second.serving()
+            found = sighting(Proc(), second.pid, VllmCommand(port=second.port, host="127.0.0.1"))
+            scene.local.follow(found, scene.tell)
+            assert before is not None
+            assert scene.tree.cpu_seconds is not None
+            assert scene.tree.cpu_seconds >= before
+            assert scene.tree.process == found.process
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_nothing_is_left_open():
+    before = _open_files()
+    for _ in range(3):
+        async with following() as scene:
+            await scene.hold()
+            scene.server.kill()
+            await scene.evidence()
+    await asyncio.sleep(0)
+    assert _open_files() <= before + 1
