@@ -74,6 +74,11 @@ def spread(number: int) -> float:
     return number * _GOLDEN_SHARE % 1
 
 
+def gap_seconds(number: int) -> float:
+    """How long nothing happens before the n-th death."""
+    return MIN_GAP_SECONDS + spread(number) * (MAX_GAP_SECONDS - MIN_GAP_SECONDS)
+
+
 def _watched_by_agent(
     session: Session, listeners: Sequence[Listener]
 ) -> tuple[list[float], list[float]]:
@@ -87,8 +92,7 @@ def _watched_by_agent(
     ):
         time.sleep(SETTLE_SECONDS)
         for number, listener in enumerate(listeners):
-            gap = MIN_GAP_SECONDS + spread(number) * (MAX_GAP_SECONDS - MIN_GAP_SECONDS)
-            time.sleep(gap)
+            time.sleep(gap_seconds(number))
             failed = f'vllm_agent_server_state{{server="s{number}",state="failed"}} 1'.encode()
             died = time.perf_counter()
             os.kill(listener.pid, signal.SIGKILL)

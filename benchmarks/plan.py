@@ -8,7 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import deaths, fleet, rest, rows, scrape_cost, startup
+from benchmarks import (
+    deaths,
+    fleet,
+    local_deaths,
+    local_launches,
+    local_rest,
+    rest,
+    rows,
+    scrape_cost,
+    startup,
+)
 from benchmarks.programs import NotMeasurableError
 from benchmarks.result import Result
 from benchmarks.scraper import NoAnswerError
@@ -34,7 +44,13 @@ MEASUREMENTS: Final = (
     Measurement(rest.measure_growth, (rows.FLAT_MEMORY,), is_quiet=True),
     Measurement(rest.measure, (rows.MEMORY_8, rows.REST_CPU_8), is_quiet=True),
     Measurement(deaths.measure, (rows.EXTERNAL_DEATH,)),
+    Measurement(local_deaths.measure, (rows.LOCAL_DEATH, rows.LOCAL_VERDICT)),
+    Measurement(local_launches.measure_sight, (rows.NEW_SERVER,)),
+    Measurement(local_launches.measure_cost, (rows.LAUNCH_CPU, rows.LAUNCH_MEMORY)),
     Measurement(scrape_cost.measure, (rows.SERIES_CPU, rows.PAGE_8)),
+    Measurement(scrape_cost.measure_local, (rows.LOCAL_PAGE_8,)),
+    # Not beside those before it: each process that comes and goes costs the agent something.
+    Measurement(local_rest.measure, (rows.LOCAL_MEMORY_8, rows.LOCAL_REST_CPU_8), is_quiet=True),
     Measurement(
         fleet.measure,
         (

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[1]
 BLACKBOX: Final = "prometheus-blackbox-exporter"
 NODE: Final = "prometheus-node-exporter"
+PROMETHEUS: Final = "prometheus"
 
 READY_SECONDS: Final = 60.0
 """A thousand servers are looked at once before the agent is ready."""
@@ -122,16 +123,24 @@ def farm(count: int, *, has_processes: bool = False) -> Iterator[list[Listener]]
             process.wait(STOP_SECONDS)
 
 
-def agent_command(folder: Path, ports: Sequence[int], interval: str, port: int) -> list[str]:
-    """The command line of an agent that watches these ports; writes its configuration file."""
+def external_server(number: int, port: int, interval: str) -> str:
+    """The lines of the configuration for a server that is watched by its URL alone."""
+    return (
+        f"  - {{name: s{number}, mode: external, url: 'http://127.0.0.1:{port}',"
+        f" probe: {{interval: {interval}}}}}\n"
+    )
+
+
+def local_server(number: int, port: int, interval: str) -> str:
+    """The lines of the configuration for a server whose processes are found and followed."""
+    return f"  - {{name: s{number}, match: {{port: {port}}}, probe: {{interval: {interval}}}}}\n"
+
+
+def agent_command(folder: Path, config_text: str, port: int) -> list[str]:
+    """The command line of an agent with this configuration, which is written to its file."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yml"
-    servers = "".join(
-        f"  - {{name: s{number}, mode: external, url: 'http://127.0.0.1:{server_port}',"
-        f" probe: {{interval: {interval}}}}}\n"
-        for number, server_port in enumerate(ports)
-    )
-    config.write_text(f"servers:\n{servers}" if ports else "", encoding="utf-8")
+    config.write_text(config_text, encoding="utf-8")
     return [
         sys.executable,
         "-m",
@@ -143,18 +152,48 @@ def agent_command(folder: Path, ports: Sequence[int], interval: str, port: int) 
     ]
 
 
+def config_of(
+    ports: Sequence[int],
+    interval: str = "10s",
+    server: Callable[[int, int, str], str] = external_server,
+) -> str:
+    """A configuration with the servers `s0`, `s1` … on these ports, and no others of the host."""
+    servers = "".join(server(number, port, interval) for number, port in enumerate(ports))
+    return f"discovery: {{enabled: false}}\nservers:\n{servers}"
+
+
 @contextmanager
-def agent(folder: Path, ports: Sequence[int], interval: str = "10s") -> Iterator[Program]:
-    """An agent that watches a fake server on each port, all of them `running`."""
-    port = free_port()
-    with running(agent_command(folder, ports, interval, port), folder / "agent.log", port) as it:
-        it.wait_until(lambda: answers(port, "/-/ready"), f"the agent with {len(ports)} servers")
-        with Scraper(port) as scraper:
-            it.wait_until(
-                lambda: running_servers(scraper.get().body) == len(ports),
-                f"all {len(ports)} servers are running",
-            )
+def agent(
+    folder: Path,
+    ports: Sequence[int],
+    interval: str = "10s",
+    server: Callable[[int, int, str], str] = external_server,
+) -> Iterator[Program]:
+    """An agent that watches the server on each port, all of them `running`."""
+    with started_agent(folder, config_of(ports, interval, server)) as it:
+        await_running(it, len(ports))
         yield it
+
+
+@contextmanager
+def started_agent(folder: Path, config_text: str) -> Iterator[Program]:
+    """An agent that is ready."""
+    port = free_port()
+    with running(agent_command(folder, config_text, port), folder / "agent.log", port) as it:
+        it.wait_until(lambda: answers(port, "/-/ready"), "the agent is ready")
+        yield it
+
+
+def await_running(agent: Program, count: int) -> None:
+    """Waits until the agent shows so many servers as running.
+
+    Raises:
+        NotMeasurableError: it does not.
+    """
+    with Scraper(agent.port) as scraper:
+        agent.wait_until(
+            lambda: running_servers(scraper.get().body) == count, f"all {count} servers are running"
+        )
 
 
 def running_servers(page: bytes) -> int:
@@ -187,6 +226,36 @@ def blackbox_exporter(folder: Path) -> Iterator[Program]:
     command = [BLACKBOX, f"--config.file={config}", address, "--log.level=error"]
     with running(command, folder / "blackbox.log", port) as it:
         it.wait_until(lambda: answers(port, "/-/healthy"), "blackbox_exporter answers")
+        yield it
+
+
+@contextmanager
+def prometheus(folder: Path, ports: Sequence[int], interval: str) -> Iterator[Program]:
+    """Prometheus that scrapes /metrics of each port; the job is `servers`."""
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "prometheus.yml"
+    targets = ", ".join(f"'127.0.0.1:{target}'" for target in ports)
+    config.write_text(
+        f"scrape_configs:\n  - job_name: servers\n    scrape_interval: {interval}\n"
+        f"    scrape_timeout: {interval}\n    static_configs: [{{targets: [{targets}]}}]\n",
+        encoding="utf-8",
+    )
+    command = [
+        PROMETHEUS,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'prometheus'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+    with running(command, folder / "prometheus.log", port) as it:
+        it.wait_until(lambda: answers(port, "/-/ready"), "Prometheus is ready")
+        # Its targets take effect seconds later.
+        with Scraper(port, "/api/v1/query?query=up", is_compressed=False) as scraper:
+            it.wait_until(
+                lambda: scraper.get().body.count(b'"instance"') == len(ports),
+                "Prometheus has scraped every server",
+            )
         yield it
 
 

@@ -31,7 +31,7 @@ def measure(session: Session) -> list[Result]:
         programs = [stack.enter_context(agent(session.folder / "rest", ports))]
         if is_installed(NODE):
             programs.append(stack.enter_context(node_exporter(session.folder / "rest")))
-        windows = _rest_percent(programs, session.scale.rest_windows)
+        windows = rest_percent(programs, session.scale.rest_windows)
         memories = [memory(program.pid) for program in programs]
     peers = [Peer.missing("node_exporter")] * 2
     if len(programs) > 1:
@@ -51,8 +51,11 @@ def measure(session: Session) -> list[Result]:
     ]
 
 
-def _rest_percent(programs: Sequence[Program], count: int) -> list[tuple[float, ...]]:
-    """CPU of each program in % of a core, in windows that begin and end between two scrapes."""
+def rest_percent(programs: Sequence[Program], count: int) -> list[tuple[float, ...]]:
+    """CPU of each program in % of a core, in windows that begin and end between two scrapes.
+
+    What happens in the `SCRAPE_SECONDS` before the first window does not count.
+    """
     with ExitStack() as stack:
         scrapers = [stack.enter_context(Scraper(program.port)) for program in programs]
         marks: list[list[float]] = [[] for _ in programs]

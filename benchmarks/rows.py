@@ -53,6 +53,24 @@ EXTERNAL_DEATH: Final = Row(
     "ms",
     Bar(100.0, Judged.P99, "p99 <= 100 ms"),
 )
+LOCAL_DEATH: Final = Row(
+    "local-death",
+    "death (SIGKILL) of a local server to not running on /metrics",
+    "ms",
+    Bar(20.0, Judged.P99, "p99 <= 20 ms"),
+)
+LOCAL_VERDICT: Final = Row(
+    "local-verdict",
+    "death (SIGKILL) of a local server to crashed on /metrics",
+    "s",
+    Bar(2.0, Judged.P99, "p99 <= 2 s"),
+)
+NEW_SERVER: Final = Row(
+    "new-server",
+    "exec of a vLLM nobody configured to starting on the API",
+    "s",
+    Bar(1.0, Judged.P99, "p99 <= 1 s"),
+)
 PROBE_CPU: Final = Row(
     "probe-cpu",
     "CPU per HTTP probe, 10 s interval, 1,000 servers",
@@ -71,6 +89,12 @@ PAGE_8: Final = Row(
     "ms",
     Bar(5.0, Judged.P99, "p99 <= 5 ms"),
 )
+LOCAL_PAGE_8: Final = Row(
+    "local-page-8",
+    "/metrics of 8 local servers, gzip",
+    "ms",
+    Bar(5.0, Judged.P99, "p99 <= 5 ms"),
+)
 MEMORY_8: Final = Row(
     "memory-8",
     "resident memory, 8 servers, after scrapes",
@@ -82,6 +106,30 @@ REST_CPU_8: Final = Row(
     "CPU at rest, 8 servers, scraped every 15 s",
     "% of a core",
     Bar(0.5, Judged.MEDIAN, "<= 0.5 %"),
+)
+LOCAL_MEMORY_8: Final = Row(
+    "local-memory-8",
+    "resident memory, 8 local servers, after scrapes",
+    "MiB",
+    Bar(60.0, Judged.MEDIAN, "<= 60 MiB (stretch 50)"),
+)
+LOCAL_REST_CPU_8: Final = Row(
+    "local-rest-cpu-8",
+    "CPU at rest, 8 local servers, 1,000 other processes",
+    "% of a core",
+    Bar(0.5, Judged.MEDIAN, "<= 0.5 %"),
+)
+LAUNCH_CPU: Final = Row(
+    "launch-cpu",
+    "CPU to find one more local server and follow it until it serves",
+    "ms",
+    None,
+)
+LAUNCH_MEMORY: Final = Row(
+    "launch-memory",
+    "resident memory for one more local server",
+    "KiB",
+    None,
 )
 FLEET_200_CPU: Final = Row(
     "fleet-200-cpu",
@@ -117,11 +165,19 @@ FLAT_MEMORY: Final = Row(
 ROWS: Final = (
     START,
     EXTERNAL_DEATH,
+    LOCAL_DEATH,
+    LOCAL_VERDICT,
+    NEW_SERVER,
     PROBE_CPU,
     SERIES_CPU,
     PAGE_8,
+    LOCAL_PAGE_8,
     MEMORY_8,
+    LOCAL_MEMORY_8,
     REST_CPU_8,
+    LOCAL_REST_CPU_8,
+    LAUNCH_CPU,
+    LAUNCH_MEMORY,
     FLEET_200_CPU,
     FLEET_200_PAGE,
     FLEET_1000_CPU,

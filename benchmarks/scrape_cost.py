@@ -6,41 +6,67 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.programs import NODE, agent, farm, is_installed, node_exporter
+from benchmarks.local_servers import servers
+from benchmarks.programs import (
+    NODE,
+    agent,
+    external_server,
+    farm,
+    is_installed,
+    local_server,
+    node_exporter,
+)
 from benchmarks.result import Peer, Result
-from benchmarks.rows import PAGE_8, SERIES_CPU
+from benchmarks.rows import LOCAL_PAGE_8, PAGE_8, SERIES_CPU
 from benchmarks.scraper import Scraper
 from benchmarks.turns import Scraped, cpu_note, milliseconds, scrape_by_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from benchmarks.rows import Row
     from benchmarks.session import Session
 
 SERVERS: Final = 8
-AGENTS: Final = 3
+AGENTS: Final = 4
 INTERVAL_SECONDS: Final = 1.0
 SETTLE_SECONDS: Final = 2.0
 
 
 def measure(session: Session) -> list[Result]:
+    """External servers, from canned bytes."""
+    with farm(SERVERS) as listeners:
+        ports = [listener.port for listener in listeners]
+        own, nodes = _scrape(session, "scraped", ports, external_server)
+    return [_cost(own, nodes), _latency(PAGE_8, own, nodes)]
+
+
+def measure_local(session: Session) -> list[Result]:
+    """Local servers, whose processes, logs and sockets are followed as well."""
+    with servers(session.folder / "scraped-local", SERVERS) as started:
+        ports = [server.port for server in started]
+        own, nodes = _scrape(session, "scraped-local", ports, local_server)
+    return [_latency(LOCAL_PAGE_8, own, nodes)]
+
+
+def _scrape(
+    session: Session, name: str, ports: Sequence[int], server: Callable[[int, int, str], str]
+) -> tuple[Sequence[Scraped], Sequence[Scraped]]:
     """Scrapes agents and node_exporter by turns, each server probed again in between."""
+    interval = f"{INTERVAL_SECONDS:g}s"
     with ExitStack() as stack:
-        ports = [listener.port for listener in stack.enter_context(farm(SERVERS))]
-        interval = f"{INTERVAL_SECONDS:g}s"
         programs = [
-            stack.enter_context(agent(session.folder / f"scraped-{number}", ports, interval))
+            stack.enter_context(agent(session.folder / f"{name}-{number}", ports, interval, server))
             for number in range(AGENTS)
         ]
         if is_installed(NODE):
-            programs.append(stack.enter_context(node_exporter(session.folder)))
+            programs.append(stack.enter_context(node_exporter(session.folder / name)))
         scraped = [
             Scraped(program, stack.enter_context(Scraper(program.port))) for program in programs
         ]
         time.sleep(SETTLE_SECONDS)
         scrape_by_turns(scraped, session.scale.small_page_rounds, INTERVAL_SECONDS)
-    own, nodes = scraped[:AGENTS], scraped[AGENTS:]
-    return [_cost(own, nodes), _latency(own, nodes)]
+    return scraped[:AGENTS], scraped[AGENTS:]
 
 
 def _cost(own: Sequence[Scraped], nodes: Sequence[Scraped]) -> Result:
@@ -57,16 +83,16 @@ def _cost(own: Sequence[Scraped], nodes: Sequence[Scraped]) -> Result:
     return Result(SERIES_CPU, costs, Peer("node_exporter", of_peer), ratio, (note,))
 
 
-def _latency(own: Sequence[Scraped], nodes: Sequence[Scraped]) -> Result:
+def _latency(row: Row, own: Sequence[Scraped], nodes: Sequence[Scraped]) -> Result:
     latencies = milliseconds(seconds for one in own for seconds in one.answer_seconds)
     peer = Peer.missing("node_exporter")
     if nodes:
         peer = Peer("node_exporter", milliseconds(nodes[0].answer_seconds))
     note = (
         f"{len(latencies)} scrapes of {len(own)} agents, each server probed since the scrape "
-        f"before (interval {INTERVAL_SECONDS:g} s). {cpu_note(own)}"
+        f"before (interval {INTERVAL_SECONDS:g} s), {own[0].series} series. {cpu_note(own)}"
     )
-    return Result(PAGE_8, latencies, peer, notes=(note,))
+    return Result(row, latencies, peer, notes=(note,))
 
 
 def _microseconds_per_series(scraped: Sequence[Scraped]) -> tuple[float, ...]:

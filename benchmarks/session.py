@@ -19,6 +19,7 @@ class Scale:
 
     starts: int
     deaths: int
+    launches: int
     small_page_rounds: int
     large_page_rounds: int
     huge_page_scrapes: int
@@ -31,7 +32,8 @@ class Scale:
 FULL: Final = Scale(
     starts=10,
     deaths=110,
-    small_page_rounds=36,
+    launches=40,
+    small_page_rounds=27,
     large_page_rounds=25,
     huge_page_scrapes=30,
     windows=6,
@@ -42,7 +44,8 @@ FULL: Final = Scale(
 QUICK: Final = Scale(
     starts=3,
     deaths=30,
-    small_page_rounds=8,
+    launches=15,
+    small_page_rounds=6,
     large_page_rounds=2,
     huge_page_scrapes=10,
     windows=1,

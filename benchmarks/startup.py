@@ -9,6 +9,7 @@ from benchmarks.programs import (
     NODE,
     agent_command,
     answers,
+    config_of,
     farm,
     free_port,
     is_installed,
@@ -49,7 +50,7 @@ def measure(session: Session) -> list[Result]:
 
 def _agent_start_seconds(folder: Path, ports: Sequence[int]) -> float:
     port = free_port()
-    command = agent_command(folder, ports, "10s", port)
+    command = agent_command(folder, config_of(ports), port)
     began = time.perf_counter()
     with running(command, folder / "agent.log", port) as it:
         it.wait_until(

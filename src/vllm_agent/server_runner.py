@@ -213,7 +213,9 @@ class ServerRunner:
             self._snapshot = replace(
                 self._snapshot, model_name=memory.model_name, version=memory.version
             )
-        self._publish(self._snapshot)
+        if self._inbox.empty():
+            # Else it is known in a moment what there is to see.
+            self._publish(self._snapshot)
         if self._snapshot.sighting is not None:
             # Begun again after a fault: what was followed then is followed no more.
             self.tell(ProcessAppeared(self._snapshot.sighting))
@@ -281,7 +283,8 @@ class ServerRunner:
     async def _commit(self, snapshot: ServerSnapshot, result: Step) -> None:
         """Keeps, logs and publishes a change, in this order and only here."""
         memory = self._to_remember(snapshot)
-        if memory != self._memory or result.transition is not None:
+        is_history = result.transition or result.ending or result.launch
+        if memory != self._memory or is_history is not None:
             first_served = result.life.has_served_now and not self._snapshot.life.has_served_now
             launch = result.life.launch if first_served else result.launch
             await self._recorder.commit(

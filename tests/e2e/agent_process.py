@@ -38,7 +38,7 @@ class AgentProcess:
     """One running agent; its log is in `log_path`.
 
     It discovers servers only where no server is given, or `discovery` says so: others may run on
-    this host.
+    this host. `prefix` is a command that runs it, such as setpriv.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class AgentProcess:
         port: int | None = None,
         environ: Mapping[str, str] | None = None,
         discovery: str | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.port = port or free_port()
@@ -60,6 +61,7 @@ class AgentProcess:
         listed = f"servers:\n{servers}" if servers else ""
         self.config_path.write_text(f"discovery: {settings}\n{listed}")
         self._command = [
+            *prefix,
             sys.executable,
             "-m",
             "vllm_agent",

@@ -106,8 +106,9 @@ first.
    first). A part ended with an error or a signal other than TERM and KILL; a part was killed
    {EARLY_KILL_SECONDS} s or more before the listener closed; a part was still alive when it
    closed; or the log tells of an engine's death.
-5. The main process ended by another signal or was itself exiting when the listener closed
-   (`signal`), or ended with an error (`exit_nonzero`): `crashed`.
+5. The main process ended by another signal (`signal`) or with an error (`exit_nonzero`):
+   `crashed`. Where its exit status is unknown, one that was itself exiting when the listener
+   closed was ended by a signal.
 6. Everything else was gone or on its way out when the listener closed: `stopped`.
 7. Nothing tells: `crashed` (`unknown`)."""
 

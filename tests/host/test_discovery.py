@@ -23,6 +23,7 @@ from vllm_agent.host.clock import now
 from vllm_agent.host.discovery import Discovery
 from vllm_agent.host.new_processes import POLL_SECONDS, SWEEP_SECONDS
 from vllm_agent.host.proc import Proc, ProcessStat
+from vllm_agent.host.vllm_argv import is_main
 from vllm_agent.observations import Instant, Sighting
 
 if TYPE_CHECKING:
@@ -418,6 +419,54 @@ async def test_a_fault_with_one_server_does_not_hide_the_others(tmp_path, caplog
     assert watch.pids == [11]
     assert watch.dropped == {"discovery": 1}
     assert not watch.discovery.status.is_up
+
+
+async def test_a_fault_of_who_is_told_does_not_hide_the_others(tmp_path, caplog):
+    fake = FakeProc(tmp_path)
+    for pid in (10, 11):
+        fake.add(pid, "vllm", "serve", "m", start=pid)
+    watch = Watch(fake.proc)
+    told = []
+
+    def fail(sighting):
+        told.append(sighting.process.pid)
+        raise ZeroDivisionError
+
+    def fail_too(stats):
+        raise ZeroDivisionError
+
+    watch.discovery._found, watch.discovery._arrived = fail, fail_too
+    for _ in range(2):
+        await look(watch)
+    assert told == [10, 11]
+    assert watch.dropped == {"discovery": 3}
+    assert len(caplog.records) == 1
+
+
+async def test_a_line_that_cannot_be_judged_does_not_hide_the_others(tmp_path, monkeypatch):
+    fake = FakeProc(tmp_path)
+    fake.add(10, "bad")
+    fake.add(11, "vllm", "serve", "m")
+
+    def judge(words):
+        return is_main(words) if words[0] != "bad" else 1 / 0
+
+    monkeypatch.setattr(discovery_module, "is_main", judge)
+    watch = await look(Watch(fake.proc))
+    assert watch.pids == [11]
+    assert watch.dropped == {"discovery": 1}
+
+
+async def test_lines_are_kept_while_nothing_can_be_judged(tmp_path, monkeypatch):
+    fake = FakeProc(tmp_path)
+    fake.add(10, "vllm", "serve", "m")
+    watch = Watch(fake.proc)
+    with monkeypatch.context() as broken:
+        broken.setattr(watch.discovery, "_judge", None)
+        with pytest.raises(TypeError):
+            await look(watch)
+    await look(watch)
+    assert watch.pids == [10]
 
 
 async def test_a_process_that_cannot_be_read_does_not_hide_the_others(tmp_path, monkeypatch):

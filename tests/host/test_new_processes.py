@@ -17,7 +17,10 @@ from vllm_agent.host.new_processes import (
     MAX_WRAPPERS_PER_POLL,
     MAX_YOUNG_PER_POLL,
     POLL_SECONDS,
+    SETTLED_SECONDS,
     SWEEP_SECONDS,
+    SWEEPS_PER_SETTLED,
+    WRAPPER_SECONDS,
     YOUNG_SECONDS,
     NewProcesses,
     is_process,
@@ -122,6 +125,15 @@ def test_a_number_that_is_given_out_before_its_process_is_there_is_tried_again(h
     host.fake.add(9, "late")
     assert host.arrived() == [9]
     assert host.listings == 1
+
+
+def test_a_number_that_is_given_out_as_a_sweep_begins_is_tried_again(host):
+    host.poll()
+    host.clock.seconds = host.new._sweep_due
+    host.fake.newest = 9
+    assert host.arrived() == []
+    host.fake.add(9, "late")
+    assert host.arrived() == [9]
 
 
 def test_numbers_begin_again(host):
@@ -247,6 +259,16 @@ def test_exec_of_an_old_shell_is_seen_at_the_next_poll(host):
     assert host.lines() == [(7, "vllm")]
 
 
+def test_a_shell_of_somebody_who_went_home_is_left_to_the_sweep(host):
+    host.fake.add(7, "bash", name="bash")
+    host.poll()
+    host.age()
+    host.clock.seconds += WRAPPER_SECONDS
+    host.poll()
+    host.new._sweep.clear()
+    assert host.new.plan() == []
+
+
 def test_exec_of_any_old_process_is_seen_by_the_sweep(host):
     host.fake.add(7, "other")
     host.poll()
@@ -299,6 +321,29 @@ def test_the_sweep_is_cut_into_slices(host):
     sizes = [len(host.new.plan()) for _ in range(30)]
     assert sum(sizes) == host.new.known == 301
     assert max(sizes) == 11
+
+
+def test_settled_processes_are_read_by_few_of_the_sweeps(host):
+    settled = set(range(10, 50))
+    for pid in settled:
+        host.fake.add(pid, "x")
+    host.poll()
+    host.age()
+    host.clock.seconds += SETTLED_SECONDS
+    host.fake.add(60, "recent")
+    host.age()
+    sweeps = []
+    for _ in range(SWEEPS_PER_SETTLED):
+        while host.new._sweep:
+            host.poll()
+        host.clock.seconds = host.new._sweep_due
+        looked: set[int] = set()
+        while not looked or host.new._sweep:
+            looked |= {look.pid for look in host.new.plan()}
+        sweeps.append(looked)
+    assert all(60 in looked for looked in sweeps)
+    assert {len(looked & settled) for looked in sweeps} == {len(settled) / SWEEPS_PER_SETTLED}
+    assert set().union(*sweeps) >= settled
 
 
 def test_kernel_threads_are_told_once_and_not_read_again(host):
@@ -450,9 +495,11 @@ def test_what_it_costs(spawn):
     cost(round(2 * SWEEP_SECONDS / POLL_SECONDS), POLL_SECONDS)
     new._sweep.clear()
     print(f"a poll with nothing new: {cost(20, 0) * 1e6:.0f} us")
-    seconds = cost(round(SWEEP_SECONDS / POLL_SECONDS), POLL_SECONDS)
-    print(f"a poll with its slice of the sweep: {seconds * 1e6:.0f} us,", end=" ")
-    print(f"{seconds / POLL_SECONDS:.3%} of a core")
+    for name in ("recent", "settled"):
+        seconds = cost(round(2 * SWEEP_SECONDS / POLL_SECONDS), POLL_SECONDS)
+        print(f"a poll with its slice of a sweep over {name} ones:", end=" ")
+        print(f"{seconds * 1e6:.0f} us, {seconds / POLL_SECONDS:.3%} of a core")
+        clock.seconds += SETTLED_SECONDS
     children += [spawn(*SLEEP) for _ in range(100)]
     print(f"a poll with 100 new processes: {cost(1, 0) * 1e3:.1f} ms")
     assert new.known >= len(children)

@@ -243,8 +243,32 @@ def test_rule_4_a_component_alive_at_the_close(role: ComponentRole) -> None:
 def test_rule_4_says_nothing_of_a_close_by_the_exit_of_the_main_process(
     *, was_exiting: bool | None
 ) -> None:
-    seen = replace(STOP, at_close=(ALIVE_ENGINE,), main_was_exiting_at_close=was_exiting)
+    seen = replace(
+        STOP,
+        at_close=(ALIVE_ENGINE,),
+        main_was_exiting_at_close=was_exiting,
+        main_wait_status=None,
+    )
     assert verdict(seen)[2] == (5 if was_exiting else 7)
+
+
+@pytest.mark.parametrize(
+    ("status", "others", "expected"),
+    [
+        (None, LEAVING, (CRASHED, Reason.SIGNAL, 5)),
+        (signal.SIGKILL, LEAVING, (CRASHED, Reason.SIGNAL, 5)),
+        (exited(1), LEAVING, (CRASHED, Reason.EXIT_NONZERO, 5)),
+        (exited(0), LEAVING, (STOPPED, None, 6)),
+        (exited(0), (ALIVE_ENGINE,), (CRASHED, Reason.UNKNOWN, 7)),
+    ],
+)
+def test_rule_5_believes_a_known_status_before_that_it_was_exiting(
+    status: int | None,
+    others: tuple[ComponentAtClose, ...],
+    expected: tuple[ServerState, Reason | None, int],
+) -> None:
+    seen = replace(STOP, main_wait_status=status, main_was_exiting_at_close=True, at_close=others)
+    assert verdict(seen) == expected
 
 
 def test_rule_4_a_logged_engine_death() -> None:
@@ -318,7 +342,8 @@ def test_the_rules_before_it_need_nobody_at_the_close(
 ) -> None:
     alone = replace(STOP, at_close=seen_at_close)
     assert verdict(replace(alone, main_wait_status=exited(1)))[2] == 5
-    assert verdict(replace(alone, main_was_exiting_at_close=True))[2] == 5
+    unknown = replace(alone, main_wait_status=None)
+    assert verdict(replace(unknown, main_was_exiting_at_close=True))[2] == 5
     assert verdict(replace(alone, stop_sign_seconds=CLOSE))[2] == 3
     assert verdict(replace(alone, engine_death_logged_seconds=CLOSE))[2] == 4
 

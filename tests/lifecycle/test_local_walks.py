@@ -25,6 +25,7 @@ from tests.lifecycle.sightings import (
     TOLD_TO_STOP,
     UNEXPLAINED,
     process,
+    tree,
 )
 from tests.lifecycle.toy_processes import ToyAnswer, ToyHost, ToyLaunch
 from vllm_agent.lifecycle.events import (
@@ -38,8 +39,10 @@ from vllm_agent.lifecycle.events import (
     LoadProgressed,
     LoadStalled,
     Looked,
+    MaintenanceSet,
     ProcessAppeared,
     ProcessMissing,
+    Ticked,
     TreeSeen,
 )
 from vllm_agent.lifecycle.pace import is_knocked_at, next_deadline_seconds, next_look_seconds
@@ -77,6 +80,8 @@ class LocalWalk(RuleBasedStateMachine):
         self.seen: list[ToyLaunch] = []
         self.followed: list[ToyLaunch] = []
         self.endings: dict[int, Ending] = {}
+        self.served: set[int] = set()
+        self.is_refilled = False
         self.looking: tuple[Instant, ToyAnswer] | None = None
         self.is_watching = False
         self.began_in: Counter[ServerState] = Counter([ServerState.UNKNOWN])
@@ -86,7 +91,12 @@ class LocalWalk(RuleBasedStateMachine):
     def tell(self, event: Event) -> Step:
         """Gives the agent an event, and holds its step against what is true."""
         before = self.scene.life
+        since = before.running_since
+        if since is not None and self.scene.now.since(since) >= POLICY.restart_window_seconds:
+            self.is_refilled = True
         done = self.scene.send(event)
+        if self.scene.life.has_served_now:
+            self.served.add(self.scene.launches)
         if done.ending is not None:
             number = done.ending.launch_number
             assert 1 <= number <= len(self.seen)
@@ -214,17 +224,22 @@ class LocalWalk(RuleBasedStateMachine):
     @precondition(lambda self: self.is_watching)
     @rule(which=st.integers(0, 9), how=st.sampled_from(sorted(ENDS)))
     def something_is_told_of_a_process_that_is_not_awaited(self, which: int, how: str) -> None:
-        awaited = {*self.unsettled, self.newest_seen.process} if self.seen else set()
-        of = process(999 if which == 9 else which)
-        if of in awaited:
+        of = (
+            self.newest_seen.process
+            if which == 0 and self.seen
+            else process(which + 900 * (which == 9))
+        )
+        launch = self.scene.life.launch
+        is_newest = launch is not None and launch.process == of
+        if of in self.unsettled or (is_newest and not self.scene.life.is_launch_over):
             return
         # Time is booked by whatever is told.
-        self.scene.tick()
+        self.tell(Ticked())
         before = self.scene.life
         for event in (
             Knocked(of, Knock(is_accepted=False)),
             Knocked(of, Knock(is_accepted=False, out_of_reach="firewall")),
-            TreeSeen(ToyLaunch(which, 0.0, is_engine_gone=True).tree),
+            TreeSeen(tree(of, engines=0, gone=1, is_main_alive=not is_newest)),
             ComponentEnded(of, ComponentRole.ENGINE_CORE),
             EndBegan(of),
             EndSettled(of, ENDS[how]),
@@ -250,7 +265,8 @@ class LocalWalk(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([None, 0.0, 30.0, math.inf]))
     def maintenance_is_set(self, seconds: float | None) -> None:
-        self.scene.maintain(seconds)
+        until = None if seconds is None else self.scene.now.unix_seconds + seconds
+        self.tell(MaintenanceSet(until))
 
     # What the agent does.
 
@@ -311,14 +327,51 @@ class LocalWalk(RuleBasedStateMachine):
             return
         launch.is_listening = False
         self.agent_looks()
-        self.scene.wait(seconds).tick()
+        self.scene.wait(seconds)
+        self.tell(Ticked())
         if is_looked_at:
             self.agent_looks()
         self.agent_sees_it_serve()
 
     @precondition(lambda self: self.is_watching)
-    @rule(times=st.integers(1, 4), is_late=st.booleans(), how=st.sampled_from(sorted(ENDS)))
-    def server_ends_and_returns(self, times: int, how: str, *, is_late: bool) -> None:
+    @rule(is_loading=st.booleans())
+    def stranger_takes_its_port(self, *, is_loading: bool) -> None:
+        if is_loading and self.host.living is None:
+            self.server_starts()
+        elif not is_loading:
+            self.agent_sees_it_serve()
+        if self.host.living is None:
+            return
+        self.host.living.is_listening = False
+        self.host.is_stranger_there, self.host.is_cut_off = self.host.holder is None, False
+        self.agent_begins_a_look()
+        self.look_comes_back()
+
+    @precondition(lambda self: self.is_watching)
+    @rule(has_next=st.booleans(), leaves_orphans=st.booleans())
+    def main_process_dies_while_it_is_looked_at(
+        self, *, has_next: bool, leaves_orphans: bool
+    ) -> None:
+        self.agent_sees_it_serve()
+        if self.host.living is None:
+            return
+        self.agent_begins_a_look()
+        self.main_process_dies(leaves_orphans=leaves_orphans, is_newest=True)
+        if has_next:
+            self.scene.wait(0.1)
+            self.server_starts()
+        self.look_comes_back()
+
+    @precondition(lambda self: self.is_watching)
+    @rule(
+        times=st.integers(1, 4),
+        is_late=st.booleans(),
+        returns=st.sampled_from(MOSTLY),
+        how=st.sampled_from(sorted(ENDS)),
+    )
+    def server_ends_and_returns(
+        self, times: int, how: str, *, is_late: bool, returns: bool
+    ) -> None:
         for _ in range(times):
             self.agent_sees_it_serve()
             ended = self.host.living
@@ -328,8 +381,10 @@ class LocalWalk(RuleBasedStateMachine):
             if is_late:
                 self.server_starts()
             self.verdict_of(ended, how)
-            if not is_late:
+            if not is_late and returns:
                 self.server_starts()
+        if not returns and not is_late:
+            self.agent_restarts([], finds=True)
 
     @precondition(lambda self: self.is_watching)
     @rule()
@@ -354,7 +409,7 @@ class LocalWalk(RuleBasedStateMachine):
             return
         assert 0.0 <= due < math.inf
         self.scene.wait(due)
-        self.scene.tick()
+        self.tell(Ticked())
         again = next_deadline_seconds(self.scene.life, self.scene.policy, self.scene.now)
         assert again is None or again > 0.0
 
@@ -432,12 +487,16 @@ class LocalWalk(RuleBasedStateMachine):
 
     @invariant()
     def every_unit_used_is_a_launch_after_a_crash_or_after_one_that_never_ran(self) -> None:
-        crashed = sum(e.state is ServerState.CRASHED for e in self.endings.values())
-        budget, life = self.scene.life.budget, self.scene.life
-        assert budget.limit - budget.remaining <= self.scene.restarts
-        if self.endings.keys() == set() and life.launch is not None and life.has_served:
-            assert budget.limit - budget.remaining <= max(0, len(self.seen) - 1)
-        assert not budget.is_limit_reached or crashed or len(self.seen) > budget.limit
+        crashed = {n for n, e in self.endings.items() if e.state is ServerState.CRASHED}
+        followed = set(range(1, self.scene.launches))
+        needed = len(followed & crashed | followed - self.served)
+        budget = self.scene.life.budget
+        used = budget.limit - budget.remaining
+        assert used <= needed
+        assert budget.is_limit_reached <= (needed > budget.limit)
+        if not self.is_refilled:
+            assert used == min(budget.limit, needed)
+            assert budget.is_limit_reached == (needed > budget.limit)
 
     @invariant()
     def the_state_is_what_is_true_of_the_newest_launch(self) -> None:

@@ -95,6 +95,7 @@ class Discovery:
         # Whether each is wanted; left out are those that found no place, the oldest first.
         self._mains: dict[ProcessId, bool] = {}
         self._left_out: dict[ProcessId, None] = {}
+        self._lines: list[tuple[ProcessStat, CommandLine]] = []
         self._strays: tuple[ProcessStat, ...] = ()
         self._fault = ""
         self._is_fault_recent = False
@@ -158,14 +159,21 @@ class Discovery:
             pids = [look.pid for look in hung]
             self._note_hung(pids)
             self._tell_arrived(self._new.set_aside(pids))
-        judged = await self._judge([*await self._lines_without_place(), *batch.lines])
+        # Kept until they are judged: no later look tells of them again.
+        self._lines += [*await self._lines_without_place(), *batch.lines]
+        judged = await self._judge(self._lines) if self._lines else []
         await self._admit_mains([one for one in judged if one.is_main])
+        self._lines = []
         if batch.is_whole:
             self._finish_sweep(batch, judged)
 
     def _tell_arrived(self, batch: Batch) -> None:
-        if batch.arrived:
+        if not batch.arrived:
+            return
+        try:
             self._arrived(batch.arrived)
+        except Exception as fault:  # noqa: BLE001 - it must not hide the servers among them
+            self._note_fault("new processes could not be taken in", fault)
 
     def _finish_sweep(self, batch: Batch, judged: Sequence[_Judged]) -> None:
         self._sight = process_sight(self._proc)
@@ -205,11 +213,13 @@ class Discovery:
         return stat, line
 
     async def _judge(self, lines: Sequence[tuple[ProcessStat, CommandLine]]) -> list[_Judged]:
-        if not lines:
-            return []
         # In the thread as well: lines may be long, and many.
-        judged, _ = await self._patience.map(_judged, lines)
-        return judged
+        judged, hung = await self._patience.map(_judged, lines)
+        self._note_hung([stat.pid for stat, _ in hung])
+        for fault in judged:
+            if isinstance(fault, Exception):
+                self._note_fault("a command line could not be judged", fault)
+        return [one for one in judged if isinstance(one, _Judged)]
 
     async def _admit_mains(self, mains: Sequence[_Judged]) -> None:
         new = [one for one in mains if not self._is_told(self._proc.identify(one.stat))]
@@ -293,7 +303,10 @@ class Discovery:
             self._count_dropped(SERVERS_DROPPED)
             return
         self._mains[sighting.process] = is_wanted
-        self._found(sighting)
+        try:
+            self._found(sighting)
+        except Exception as fault:  # noqa: BLE001 - one server must not hide the others
+            self._note_fault("a vLLM that was found could not be taken in", fault)
 
     def _places_taken(self) -> int:
         return Counter(self._mains.values())[False]
@@ -314,10 +327,13 @@ class Discovery:
         self._is_fault_recent = True
 
 
-def _judged(line: tuple[ProcessStat, CommandLine]) -> _Judged:
+def _judged(line: tuple[ProcessStat, CommandLine]) -> _Judged | Exception:
     stat, words = line
     arguments = words.arguments
-    return _Judged(stat, words, is_main(arguments), role_of(arguments) is not None)
+    try:
+        return _Judged(stat, words, is_main(arguments), role_of(arguments) is not None)
+    except Exception as fault:  # noqa: BLE001 - one line must not hide the others
+        return fault
 
 
 def _strays(stats: Iterable[ProcessStat], judged: Sequence[_Judged]) -> tuple[ProcessStat, ...]:

@@ -26,6 +26,10 @@ LATE_LINE_SECONDS: Final = 0.2
 """Container runtimes and journald write a line some 10 ms after it was printed; on a busy host this
 is enough."""
 
+DEATH_STANDS_SECONDS: Final = 60.0
+"""A server that serves this long after its log told of a death had none: of several API servers
+those that are left answer for some seconds, and elastic scaling ends engines on purpose."""
+
 _ORDER_SECONDS: Final = 1e-6
 """Lines that are read at once keep their order by times this far apart."""
 
@@ -77,9 +81,13 @@ class LaunchLog:
         if self._logs is not None and self._logs.is_in_journal:
             await self._read_journal()
 
-    def forget_deaths(self) -> None:
-        """It serves on, so what its log called a death was none."""
-        self._marks = [entry for entry in self._marks if entry[1].kind is not MarkKind.DEATH]
+    def forget_deaths(self, now_seconds: float) -> None:
+        """It serves on, so what its log called a death long ago was none."""
+        self._marks = [
+            (at, mark)
+            for at, mark in self._marks
+            if mark.kind is not MarkKind.DEATH or now_seconds - at < DEATH_STANDS_SECONDS
+        ]
 
     def stop_and_death(self) -> tuple[float | None, float | None]:
         """When the log told of a stop, or else of a death, on the monotonic clock."""

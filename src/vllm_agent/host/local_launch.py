@@ -115,7 +115,7 @@ class LocalLaunch:
         """The server answered on a connection made then, so an earlier close meant nothing."""
         self._tree.forget_close(connected_seconds)
         if is_healthy:
-            self._log.forget_deaths()
+            self._log.forget_deaths(connected_seconds)
 
     def sights(self) -> tuple[Sight, ...]:
         """What the agent may see of this launch."""

@@ -57,6 +57,8 @@ class LocalServer:
     def follow(self, sighting: Sighting, tell: Callable[[Event], None]) -> None:
         """Follows a launch, as well as those before it, and tells of it until its last process."""
         self._tell = tell
+        if self._launches and self._launches[-1].sighting.process == sighting.process:
+            return
         launch = LocalLaunch(sighting, self._host, tell, self._tell_tree)
         self._launches.append(launch)
         self._ownership = Ownership(self._host.proc)

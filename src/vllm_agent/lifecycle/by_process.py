@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.lifecycle.check import Outcome, judge_look, look_again_after_reset
+from vllm_agent.lifecycle.check import Outcome, judge_look, look_again_after_reset, told_sleeping
 from vllm_agent.lifecycle.ending import exit_code, exit_signal, judge
 from vllm_agent.lifecycle.events import Follow, KeepConnection, LookNow
 from vllm_agent.lifecycle.guarded import Guarded
@@ -48,20 +48,43 @@ _UP: Final = frozenset({Phase.READY, Phase.UNREADY})
 
 def appeared(life: ServerLife, sighting: Sighting, now: Instant) -> Guarded:
     """What a main process means: the launch that is known, or another one."""
+    if any(launch.process == sighting.process for launch in life.unsettled):
+        return Guarded(life)
     if life.launch is not None and life.launch.process == sighting.process:
-        if life.phase is not Phase.UNOBSERVED:
-            return Guarded(life)
-        return Guarded(life, effects=(Follow(sighting), LookNow()))
+        return _seen_again(life, life.launch, sighting)
     account = account_process(life, sighting.process, sighting.start_seconds, now)
     is_new = now.unix_seconds - sighting.start_seconds < NEW_PROCESS_SECONDS
     is_looked_at_first = life.phase is Phase.UNOBSERVED and not is_new
+    life = replace(
+        account.life,
+        engine_gone_since=None,
+        is_main_gone=False,
+        consecutive_failures=0,
+        failing_looks=0,
+    )
+    if life.phase is Phase.UNOBSERVED:
+        # What the agent before it left is not of this launch.
+        life = replace(
+            life, remembered_phase=None, remembered_entered_unix_seconds=None, reason=None
+        )
     return Guarded(
-        replace(account.life, engine_gone_since=None, consecutive_failures=0, failing_looks=0),
+        life,
         None if is_looked_at_first else Trigger.APPEARED,
         effects=(Follow(sighting), LookNow()),
         launch=account.launch,
         ending=account.ending,
     )
+
+
+def _seen_again(life: ServerLife, launch: Launch, sighting: Sighting) -> Guarded:
+    effects = (Follow(sighting), LookNow())
+    if life.phase is Phase.UNOBSERVED:
+        launch = replace(launch, start_seconds=sighting.start_seconds)
+        return Guarded(replace(life, launch=launch), effects=effects)
+    ending = life.last_ending
+    if life.is_launch_over and ending is not None and ending.rule == 0:
+        return Guarded(replace(life, last_ending=None), Trigger.APPEARED, effects=effects)
+    return Guarded(life)
 
 
 def missing(life: ServerLife, now: Instant) -> Guarded:
@@ -73,20 +96,21 @@ def missing(life: ServerLife, now: Instant) -> Guarded:
     return Guarded(life, Trigger.ENDED_STOPPED, ending=unwatched_ending(life, now))
 
 
-def knocked(life: ServerLife, process: ProcessId, knock: Knock) -> Guarded:
+def knocked(life: ServerLife, process: ProcessId, knock: Knock, policy: Policy) -> Guarded:
     """What a knock that it did not answer means."""
-    if life.launch is None or life.launch.process != process:
+    if not policy.has_http or life.launch is None or life.launch.process != process:
         return Guarded(life)
     if knock.out_of_reach is not None:
         return Guarded(life, Trigger.UNREACHED, Reason.UNREACHABLE, knock.out_of_reach)
-    if life.phase is Phase.UNOBSERVED and life.launch.has_served:
+    if life.phase in {Phase.UNOBSERVED, Phase.UNREACHED} and life.launch.has_served:
         return Guarded(life, Trigger.END_BEGAN)
     return Guarded(life, Trigger.WAITING)
 
 
 def tree_seen(life: ServerLife, tree: ProcessTree, policy: Policy, now: Instant) -> Guarded:
     """What the processes of a launch mean, HTTP apart."""
-    if life.launch is None or life.launch.process != tree.process or not tree.is_main_alive:
+    is_of_newest = life.launch is not None and life.launch.process == tree.process
+    if not is_of_newest or not tree.is_main_alive or life.is_launch_over:
         return Guarded(life)
     if not tree.is_engine_gone:
         life = replace(life, engine_gone_since=None)
@@ -94,7 +118,7 @@ def tree_seen(life: ServerLife, tree: ProcessTree, policy: Policy, now: Instant)
         life = replace(life, engine_gone_since=now)
     if policy.has_http or life.phase in _LEAVING:
         return Guarded(life)
-    if tree.is_engine_gone:
+    if tree.is_engine_gone or (tree.engines_alive == 0 and life.has_served_now):
         return Guarded(life, Trigger.FAILED, Reason.ENGINE_DIED, "one of its EngineCores is gone")
     if tree.engines_alive == 0:
         return Guarded(life, Trigger.WAITING)
@@ -112,14 +136,18 @@ def component_ended(life: ServerLife, process: ProcessId) -> Guarded:
 
 def looked(life: ServerLife, look: ProbeRound, policy: Policy, now: Instant) -> Guarded:
     """What a round of probes means, given whose socket answered it."""
-    if life.launch is None or life.is_launch_over:
+    if not policy.has_http or life.launch is None or life.is_launch_over:
+        return Guarded(life)
+    if look.started.since(life.launch.first_seen) < 0:
+        # It was answered by the launch before.
         return Guarded(life)
     if _listener(life.launch, look) is Listener.STRANGER:
         return _not_listening(life)
+    life = told_sleeping(life, look)
     verdict = judge_look(look, expected_model=policy.expected_model, has_served=life.is_proven)
     match verdict.outcome:
         case Outcome.PASSED:
-            return _passed(life, look, now)
+            return _passed(life, now)
         case Outcome.REFUSED:
             return _not_listening(life)
         case Outcome.FAILED:
@@ -130,7 +158,7 @@ def end_began(life: ServerLife, process: ProcessId) -> Guarded:
     """What the end of a main process means."""
     if life.launch is None or life.launch.process != process or life.is_launch_over:
         return Guarded(life)
-    return Guarded(life, Trigger.END_BEGAN)
+    return Guarded(replace(life, is_main_gone=True), Trigger.END_BEGAN)
 
 
 def settled(
@@ -193,14 +221,15 @@ def _listener(launch: Launch, look: ProbeRound) -> Listener | None:
 
 def _not_listening(life: ServerLife) -> Guarded:
     """Its process is there and its port is closed, or another's."""
-    if life.phase in _UP or (life.phase is Phase.UNOBSERVED and life.has_served_now):
+    is_new_here = life.phase in {Phase.UNOBSERVED, Phase.UNREACHED}
+    if life.phase in _UP or (is_new_here and life.has_served_now):
         return Guarded(life, Trigger.END_BEGAN)
     return Guarded(life, Trigger.WAITING)
 
 
-def _passed(life: ServerLife, look: ProbeRound, now: Instant) -> Guarded:
+def _passed(life: ServerLife, now: Instant) -> Guarded:
     is_leaving = life.phase in _LEAVING
-    if is_leaving and look.listener is not Listener.OWN:
+    if is_leaving and life.is_main_gone:
         return Guarded(life)
     if life.consecutive_failures:
         life = replace(life, consecutive_failures=0, failing_looks=0)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.lifecycle.check import CheckVerdict, Outcome, judge_look, look_again_after_reset
+from vllm_agent.lifecycle.check import (
+    CheckVerdict,
+    Outcome,
+    judge_look,
+    look_again_after_reset,
+    told_sleeping,
+)
 from vllm_agent.lifecycle.events import KeepConnection
 from vllm_agent.lifecycle.guarded import Guarded
 from vllm_agent.lifecycle.launches import account_served
@@ -24,6 +30,7 @@ CRASH_AFTER_SECONDS: Final = 10.0
 
 def looked(life: ServerLife, look: ProbeRound, policy: Policy, now: Instant) -> Guarded:
     """What a round of probes means."""
+    life = told_sleeping(life, look)
     verdict = judge_look(look, expected_model=policy.expected_model, has_served=life.is_proven)
     if verdict.outcome is Outcome.PASSED:
         return _passed(life, look, now)

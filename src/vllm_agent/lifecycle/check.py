@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from http import HTTPStatus
 from types import MappingProxyType
@@ -108,3 +108,10 @@ def look_again_after_reset(life: ServerLife, look: ProbeRound) -> tuple[Effect, 
     is_reset = health is not None and health.cause is ProbeCause.RESET
     is_first = life.consecutive_failures == 1 and life.phase is Phase.READY
     return (LookNow(),) if is_reset and is_first else ()
+
+
+def told_sleeping(life: ServerLife, look: ProbeRound) -> ServerLife:
+    """Books whether it sleeps, where it says."""
+    if look.metrics is None or look.metrics.is_sleeping == life.is_sleeping:
+        return life
+    return replace(life, is_sleeping=look.metrics.is_sleeping)

@@ -174,7 +174,7 @@ def _main_process(seen: EndingEvidence) -> Verdict | None:
     if number is not None:
         text = f"the main process ended by signal {number}"
         return Verdict(ServerState.CRASHED, Reason.SIGNAL, 5, (text,))
-    if seen.main_was_exiting_at_close:
+    if seen.main_was_exiting_at_close and seen.main_wait_status is None:
         text = "the main process was itself exiting when the listener closed"
         return Verdict(ServerState.CRASHED, Reason.SIGNAL, 5, (text,))
     code = exit_code(seen.main_wait_status)

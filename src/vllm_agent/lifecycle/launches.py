@@ -79,7 +79,6 @@ def account_launch(
         newest_start_seconds=_newest(life.newest_start_seconds, start),
         budget=life.budget.after_launch(needs_unit=needs_unit),
         tally=life.tally.with_launch(None if is_first else Initiator.OUTSIDE),
-        last_ending=ending or life.last_ending,
     )
     return LaunchAccount(life, launch, ending)
 

@@ -28,6 +28,10 @@ KNOCK_SECONDS: Final = 0.9
 """A local server that loads is knocked at once a second, the look that follows included, so that
 it is running within a second of serving."""
 
+DYING_SECONDS: Final = 15.0
+"""After an EngineCore ended the server is looked at once a second for this long: it ends within
+7 s, or stays (`VLLM_KEEP_ALIVE_ON_ENGINE_DEATH`, elastic scaling)."""
+
 _LOADING: Final = frozenset({Phase.UNOBSERVED, Phase.UNREACHED, Phase.LOADING, Phase.STALLED})
 
 
@@ -41,7 +45,7 @@ def next_look_seconds(
 ) -> float:
     """Seconds from now to the next look, when nothing triggers one before; maybe infinite."""
     if policy.is_local:
-        return _next_local_look_seconds(life, interval_seconds)
+        return _next_local_look_seconds(life, interval_seconds, now)
     in_phase = now.since(life.phase_entered)
     if life.phase is Phase.LOST:
         left = CRASH_AFTER_SECONDS - in_phase
@@ -51,10 +55,12 @@ def next_look_seconds(
     return interval_seconds
 
 
-def _next_local_look_seconds(life: ServerLife, interval_seconds: float) -> float:
+def _next_local_look_seconds(life: ServerLife, interval_seconds: float, now: Instant) -> float:
     if life.launch is None or life.is_launch_over:
         return math.inf  # a process that appears is told of
-    if life.phase in _LOADING or life.engine_gone_since is not None:
+    gone = life.engine_gone_since
+    is_dying = gone is not None and now.since(gone) < DYING_SECONDS
+    if life.phase in _LOADING or is_dying:
         return min(KNOCK_SECONDS, interval_seconds)
     return interval_seconds
 

@@ -164,7 +164,8 @@ class ServerLife:
     an end. `remembered_phase` is where the agent before this one left it,
     `remembered_entered_unix_seconds` when its state began. `unsettled` are local launches that
     another one followed before their ending was settled. `engine_gone_since` is when an EngineCore
-    of a launch that goes on was first missed.
+    of a launch that goes on was first missed, `is_main_gone` whether the main process of
+    the newest one has ended.
     """
 
     phase: Phase
@@ -191,6 +192,7 @@ class ServerLife:
     remembered_entered_unix_seconds: float | None = None
     unsettled: tuple[Launch, ...] = ()
     engine_gone_since: Instant | None = None
+    is_main_gone: bool = False
 
     @classmethod
     def begun(cls, policy: Policy, memory: Memory | None, now: Instant) -> ServerLife:
@@ -295,7 +297,9 @@ class ServerLife:
             entered_unix_seconds=self._entered_unix_seconds(phase),
             last_ending=self.last_ending,
             process=self.launch.process if self.launch is not None else None,
-            launch_has_served=self.launch is not None and self.launch.has_served,
+            launch_has_served=self.launch is not None
+            and self.launch.process is not None
+            and self.launch.has_served,
         )
 
 

@@ -103,8 +103,6 @@ def _guard(  # noqa: PLR0911 - one return per kind of event
 ) -> Guarded:
     match event:
         case Looked(look):
-            if look.metrics is not None and look.metrics.is_sleeping != life.is_sleeping:
-                life = replace(life, is_sleeping=look.metrics.is_sleeping)
             looked = by_process.looked if policy.is_local else by_url.looked
             return looked(life, look, policy, now)
         case ConnectionClosed():
@@ -131,7 +129,7 @@ def _guard_process(  # noqa: PLR0911 - one return per kind of event
         case ProcessMissing():
             return by_process.missing(life, now)
         case Knocked(process, knock):
-            return by_process.knocked(life, process, knock)
+            return by_process.knocked(life, process, knock, policy)
         case TreeSeen(tree):
             return by_process.tree_seen(life, tree, policy, now)
         case ComponentEnded(process):
