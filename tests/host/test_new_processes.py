@@ -17,9 +17,7 @@ from vllm_agent.host.new_processes import (
     MAX_WRAPPERS_PER_POLL,
     MAX_YOUNG_PER_POLL,
     POLL_SECONDS,
-    SETTLED_SECONDS,
     SWEEP_SECONDS,
-    SWEEPS_PER_SETTLED,
     WRAPPER_SECONDS,
     YOUNG_SECONDS,
     NewProcesses,
@@ -323,29 +321,6 @@ def test_the_sweep_is_cut_into_slices(host):
     assert max(sizes) == 11
 
 
-def test_settled_processes_are_read_by_few_of_the_sweeps(host):
-    settled = set(range(10, 50))
-    for pid in settled:
-        host.fake.add(pid, "x")
-    host.poll()
-    host.age()
-    host.clock.seconds += SETTLED_SECONDS
-    host.fake.add(60, "recent")
-    host.age()
-    sweeps = []
-    for _ in range(SWEEPS_PER_SETTLED):
-        while host.new._sweep:
-            host.poll()
-        host.clock.seconds = host.new._sweep_due
-        looked: set[int] = set()
-        while not looked or host.new._sweep:
-            looked |= {look.pid for look in host.new.plan()}
-        sweeps.append(looked)
-    assert all(60 in looked for looked in sweeps)
-    assert {len(looked & settled) for looked in sweeps} == {len(settled) / SWEEPS_PER_SETTLED}
-    assert set().union(*sweeps) >= settled
-
-
 def test_kernel_threads_are_told_once_and_not_read_again(host):
     host.fake.add(2, name="kthreadd", parent=0)
     host.fake.add(3, name="kworker/0:0", parent=2)
@@ -495,11 +470,9 @@ def test_what_it_costs(spawn):
     cost(round(2 * SWEEP_SECONDS / POLL_SECONDS), POLL_SECONDS)
     new._sweep.clear()
     print(f"a poll with nothing new: {cost(20, 0) * 1e6:.0f} us")
-    for name in ("recent", "settled"):
-        seconds = cost(round(2 * SWEEP_SECONDS / POLL_SECONDS), POLL_SECONDS)
-        print(f"a poll with its slice of a sweep over {name} ones:", end=" ")
-        print(f"{seconds * 1e6:.0f} us, {seconds / POLL_SECONDS:.3%} of a core")
-        clock.seconds += SETTLED_SECONDS
+    seconds = cost(round(2 * SWEEP_SECONDS / POLL_SECONDS), POLL_SECONDS)
+    print(f"a poll with its slice of the sweep: {seconds * 1e6:.0f} us,", end=" ")
+    print(f"{seconds / POLL_SECONDS:.3%} of a core")
     children += [spawn(*SLEEP) for _ in range(100)]
     print(f"a poll with 100 new processes: {cost(1, 0) * 1e3:.1f} ms")
     assert new.known >= len(children)

@@ -29,13 +29,6 @@ POLL_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 15.0
 """How long a sweep over all processes takes, and so how late a rare exec may be seen."""
 
-SETTLED_SECONDS: Final = 600.0
-"""A process that has been one program for this long is settled, and read by few of the sweeps: a
-host has a thousand of them, and reading 70 of them a second would cost 0.1 % of a core."""
-
-SWEEPS_PER_SETTLED: Final = 4
-"""Of so many sweeps one reads a given settled process, each another part of them."""
-
 MAX_NUMBERS: Final = 1000
 """Numbers tried one by one, at 1 µs each; a listing of 1,000 processes takes 0.6 ms."""
 
@@ -95,8 +88,8 @@ class Batch:
 
     `arrived` has every new process once, for those who follow trees; `lines` the command lines
     worth judging: of new processes, and of those whose line is another than before. Processes
-    without arguments, as kernel threads and zombies, have no line. `is_whole` says that a sweep is
-    over: no process of the host is unknown.
+    without arguments, as kernel threads and zombies, have no line. `is_whole` says that with this
+    poll every process of the host has been looked at (again).
     """
 
     arrived: tuple[ProcessStat, ...] = ()
@@ -132,7 +125,6 @@ class _Seen:
     fingerprint: int | None
     is_swept: bool
     inode: int
-    changed_seconds: float
 
 
 class NewProcesses:
@@ -162,7 +154,6 @@ class NewProcesses:
         self._unborn: list[int] = []
         self._misses = 0
         self._counts_on_numbers = _is_own_view(proc)
-        self._sweeps = 0
         self._sweep: deque[int] = deque()
         self._slice_length = 0
         self._sweep_due = clock()
@@ -273,12 +264,10 @@ class NewProcesses:
                 reading.fingerprint,
                 is_swept=not is_kernel_thread,
                 inode=self._listed.get(pid, 0),
-                changed_seconds=now,
             )
             self._young[pid] = now + YOUNG_SECONDS
         seen.fingerprint = reading.fingerprint
         if is_other:
-            seen.changed_seconds = now
             self._wrappers.pop(pid, None)
             if _may_become_vllm(stat.name):
                 self._wrappers[pid] = now + WRAPPER_SECONDS
@@ -350,17 +339,8 @@ class NewProcesses:
         if last is not None and self._counts_on_numbers:
             # Read after the listing: whatever is in it has been given out by now.
             self._check_numbers(unknown, last, self._proc.newest_pid() or last)
-        self._sweeps += 1
-        settled_since = self._clock() - SETTLED_SECONDS
         self._sweep.extend(
-            pid
-            for pid, seen in self._known.items()
-            if seen.is_swept
-            and pid not in looks
-            and (
-                seen.changed_seconds > settled_since
-                or (pid + self._sweeps) % SWEEPS_PER_SETTLED == 0
-            )
+            pid for pid, seen in self._known.items() if seen.is_swept and pid not in looks
         )
         self._slice_length = math.ceil(len(self._sweep) * POLL_SECONDS / SWEEP_SECONDS)
         self._is_sweeping = True
