@@ -266,7 +266,7 @@ class ServerRunner:
     async def _handle(self, event: Event) -> None:
         now = self._clock()
         result = step(self._snapshot.life, event, self._policy, now)
-        snapshot = _with_event(replace(self._snapshot, life=result.life), event, now)
+        snapshot = replace(self._snapshot, life=result.life).after(event, now)
         if isinstance(event, TreeSeen) and self._processes is not None:
             snapshot = replace(snapshot, sights=self._processes.sights())
         before = self._snapshot.life
@@ -468,39 +468,3 @@ def _in_slot(due_seconds: float, interval_seconds: float) -> float:
     """The nearest beginning of a slot, so that a rhythm neither drifts nor loses a slot."""
     slot_seconds = interval_seconds / SLOTS_PER_INTERVAL
     return round(due_seconds / slot_seconds) * slot_seconds
-
-
-def _with_event(snapshot: ServerSnapshot, event: Event, now: Instant) -> ServerSnapshot:
-    """What an event tells beside what it decides."""
-    match event:
-        case Looked(look):
-            return _with_look(snapshot, look, now)
-        case TreeSeen(tree):
-            return replace(snapshot, tree=tree)
-        case ProcessAppeared(sighting):
-            return replace(
-                snapshot,
-                sighting=sighting,
-                url=sighting.url or snapshot.url,
-                model_name=sighting.command.served_name or snapshot.model_name,
-            )
-        case _:
-            return snapshot
-
-
-def _with_look(snapshot: ServerSnapshot, look: ProbeRound, now: Instant) -> ServerSnapshot:
-    probes = dict(snapshot.probes)
-    for result in look.results:
-        if result.probe in probes:
-            probes[result.probe] = probes[result.probe].with_result(result, now)
-    names = look.model_names
-    if not names and look.metrics is not None:
-        names = look.metrics.model_names
-    return replace(
-        snapshot,
-        probes=MappingProxyType(probes),
-        last_check=now,
-        model_names=names or snapshot.model_names,
-        model_name=names[0] if names else snapshot.model_name,
-        version=look.version or snapshot.version,
-    )

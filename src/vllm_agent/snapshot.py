@@ -7,13 +7,17 @@ never look anywhere else.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
+
+from vllm_agent.lifecycle.events import Looked, ProcessAppeared, TreeSeen
+from vllm_agent.observations import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vllm_agent.lifecycle.events import Event
     from vllm_agent.lifecycle.server_life import Policy, ServerLife
     from vllm_agent.lifecycle.states import LifecycleMode
     from vllm_agent.observations import (
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
         Probe,
         ProbeCause,
         ProbeResult,
+        ProbeRound,
         ProcessTree,
         Sight,
         Sighting,
@@ -103,6 +108,42 @@ class ServerSnapshot:
     def desired_up(self) -> bool | None:
         """Whether somebody wants it up; None where nobody said so (an ad-hoc server)."""
         return self.life.is_desired if self.policy.is_wanted else None
+
+    def after(self, event: Event, now: Instant) -> ServerSnapshot:
+        """The same with what `event` tells, beside what it decides."""
+        match event:
+            case Looked(look):
+                return self._after_look(look, now)
+            case TreeSeen(tree):
+                return replace(self, tree=tree)
+            case ProcessAppeared(sighting):
+                return replace(
+                    self,
+                    sighting=sighting,
+                    url=sighting.url or self.url,
+                    model_name=sighting.command.served_name or self.model_name,
+                )
+            case _:
+                return self
+
+    def _after_look(self, look: ProbeRound, now: Instant) -> ServerSnapshot:
+        probes = dict(self.probes)
+        for result in look.results:
+            if result.probe in probes:
+                probes[result.probe] = probes[result.probe].with_result(result, now)
+        seen = replace(self, probes=MappingProxyType(probes), last_check=now)
+        if look.listener is Listener.STRANGER:
+            # What another process serves, in whatever version, is not this server's.
+            return seen
+        names = look.model_names
+        if not names and look.metrics is not None:
+            names = look.metrics.model_names
+        return replace(
+            seen,
+            model_names=names or self.model_names,
+            model_name=names[0] if names else self.model_name,
+            version=look.version or self.version,
+        )
 
 
 @dataclass(frozen=True, slots=True)

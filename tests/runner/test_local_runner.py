@@ -17,6 +17,8 @@ from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
 from vllm_agent.observations import (
     Knock,
+    Listener,
+    Probe,
     ProcessId,
     ProcessTree,
     Sight,
@@ -298,5 +300,21 @@ def test_a_policy_comes_with_each_launch() -> None:
             scene.runner.appear(sighting(2), LOCAL)
             await asyncio.sleep(1.0)
             assert scene.runner.snapshot.desired_up is True
+
+    run_virtually(main())
+
+
+def test_what_a_stranger_serves_is_not_shown_as_this_server() -> None:
+    async def main() -> None:
+        async with watching() as scene:
+            scene.appear(sighting(1))
+            await scene.serve()
+            shown = scene.runner.snapshot
+            scene.eyes.listener, scene.eyes.models = Listener.STRANGER, ("evil",)
+            await asyncio.sleep(2 * INTERVAL)
+            assert scene.runner.snapshot.life.state is ServerState.STOPPING
+            assert scene.runner.snapshot.model_names == shown.model_names
+            health = scene.runner.snapshot.probes[Probe.HEALTH]
+            assert health.requests > shown.probes[Probe.HEALTH].requests
 
     run_virtually(main())

@@ -16,7 +16,14 @@ from vllm_agent.lifecycle.launches import CONFIRMING_LOOKS
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Memory, Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
-from vllm_agent.observations import MetricsFacts, Probe, ProbeCause, ProbeResult, ProbeRound
+from vllm_agent.observations import (
+    Listener,
+    MetricsFacts,
+    Probe,
+    ProbeCause,
+    ProbeResult,
+    ProbeRound,
+)
 from vllm_agent.server_runner import (
     CONNECTION_PAUSE_SECONDS,
     SLOTS_PER_INTERVAL,
@@ -50,6 +57,7 @@ class FakeEyes:
     on_close: Callable[[float], None] | None = None
     holds: list[float] = field(default_factory=list)
     broken: bool = False
+    listener: Listener | None = None
     second_look: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def look(
@@ -78,6 +86,7 @@ class FakeEyes:
             model_names=self.models if ask_models else None,
             metrics=MetricsFacts(up, None, self.models[:1]),
             version="0.32.0" if ask_version else None,
+            listener=self.listener,
         )
 
     @property
