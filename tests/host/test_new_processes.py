@@ -321,6 +321,20 @@ def test_the_sweep_is_cut_into_slices(host):
     assert max(sizes) == 11
 
 
+def test_a_large_host_is_swept_more_slowly(host, monkeypatch):
+    monkeypatch.setattr(new_processes, "MAX_SWEPT_PER_POLL", 5)
+    for pid in range(10, 310):
+        host.fake.add(pid, "x")
+    host.poll()
+    while host.new._sweep or host.new._young:
+        host.poll()
+    host.clock.seconds = host.new._sweep_due
+    sizes: list[int] = []
+    while not sizes or host.new._sweep:
+        sizes.append(len(host.new.plan()))
+    assert sizes == [5] * 60 + [1]
+
+
 def test_kernel_threads_are_told_once_and_not_read_again(host):
     host.fake.add(2, name="kthreadd", parent=0)
     host.fake.add(3, name="kworker/0:0", parent=2)

@@ -29,6 +29,10 @@ POLL_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 15.0
 """How long a sweep over all processes takes, and so how late a rare exec may be seen."""
 
+MAX_SWEPT_PER_POLL: Final = 40
+"""Processes that a sweep reads in one poll, at 5 to 10 µs each: beyond 1,200 of them a sweep takes
+longer, so that a large host costs no more."""
+
 MAX_NUMBERS: Final = 1000
 """Numbers tried one by one, at 1 µs each; a listing of 1,000 processes takes 0.6 ms."""
 
@@ -342,7 +346,8 @@ class NewProcesses:
         self._sweep.extend(
             pid for pid, seen in self._known.items() if seen.is_swept and pid not in looks
         )
-        self._slice_length = math.ceil(len(self._sweep) * POLL_SECONDS / SWEEP_SECONDS)
+        in_time = math.ceil(len(self._sweep) * POLL_SECONDS / SWEEP_SECONDS)
+        self._slice_length = min(in_time, MAX_SWEPT_PER_POLL)
         self._is_sweeping = True
         return looks
 
