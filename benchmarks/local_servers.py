@@ -52,15 +52,15 @@ def await_serving(started: Sequence[StandIn]) -> None:
 
 
 @contextmanager
-def crowd(count: int) -> Iterator[None]:
-    """`count` processes that do nothing, as a large host has."""
+def crowd(count: int) -> Iterator[list[int]]:
+    """The PIDs of `count` processes that do nothing, as a large host has."""
     command = ["sleep", str(BYSTANDER_SECONDS)]
     program = shutil.which(command[0]) or command[0]
     pids: list[int] = []
     try:
         for _ in range(count):
             pids.append(os.posix_spawn(program, command, os.environ))  # noqa: PERF401
-        yield
+        yield pids
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
