@@ -141,7 +141,8 @@ def test_a_crash_loop_reaches_the_restart_limit(agent: AgentProcess) -> None:
     """A shell starts it again and again: nobody told the agent, and it counts all the same."""
     port = free_port()
     name = f"demo@{port}"
-    crash = ("--exit-code", "1", "--ending-after", "0.1")
+    # A process that lives shorter than a look at the host may be missed; no vLLM does.
+    crash = ("--load-seconds", "0.8", "--exit-code", "1", "--ending-after", "0.1")
     serve = shlex.join(command_line(*crash, model="/models/demo", port=port))
     loop = f"for launch in 1 2 3 4 5 6 7 8; do {serve}; sleep 0.1; done"
     shell = subprocess.Popen(["sh", "-c", loop], start_new_session=True)
