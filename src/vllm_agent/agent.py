@@ -40,6 +40,10 @@ GC_ALLOCATIONS: Final = 10_000
 """Allocations before the youngest generation is looked through, instead of Python's 700: a scrape
 and a look make thousands of short-lived values, and none in a cycle."""
 
+GC_OLD_ROUNDS: Final = 5
+"""Rounds of the middle generation before everything is looked through: a server that comes and goes
+leaves a hundred kB in cycles. What was there at the start is frozen, so a round is short."""
+
 CONTROL_RETRY_SECONDS: Final = 30.0
 """How often a control socket that could not be made is tried again, as the store does."""
 
@@ -246,7 +250,7 @@ def _settle_garbage_collection() -> None:
     """What is built by now stays: to walk it again and again is a tenth of the CPU."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+    gc.set_threshold(GC_ALLOCATIONS, 20, GC_OLD_ROUNDS)
 
 
 def _say_reload_is_missing() -> None:

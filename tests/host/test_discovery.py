@@ -76,6 +76,11 @@ async def running(watch: Watch):
             await task
 
 
+@pytest.fixture(autouse=True)
+def _sees_ends_at_once(monkeypatch):
+    monkeypatch.setattr(discovery_module, "FORGET_SECONDS", 0.0)
+
+
 @pytest.fixture
 def spawn(tmp_path):
     """Starts processes with any command line: a shell whose script waits for its input to end."""
@@ -227,6 +232,22 @@ async def test_a_zombie_is_no_server(spawn):
     await look(watch)
     assert process.pid not in {main.pid for main in watch.discovery._mains}
     assert process.pid not in (await look(Watch())).pids
+
+
+async def test_ends_are_looked_for_now_and_then(spawn, monkeypatch):
+    """Whoever follows a server knows at once; here it costs a read for each, at each look."""
+    monkeypatch.setattr(discovery_module, "FORGET_SECONDS", 100.0)
+    process = spawn("vllm", "serve", "m")
+    started, late = now(), 0.0
+    watch = Watch(clock=lambda: Instant(started.monotonic_seconds + late, started.unix_seconds))
+    await look(watch)
+    assert process.pid in watch.pids
+    end(process)
+    await look(watch)
+    assert process.pid in {main.pid for main in watch.discovery._mains}
+    late = 100.0
+    await look(watch)
+    assert process.pid not in {main.pid for main in watch.discovery._mains}
 
 
 async def test_hostile_command_lines(spawn):

@@ -180,11 +180,15 @@ def test_an_owner_is_checked_again_without_a_search(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         inodes = {os.fstat(listener.fileno()).st_ino}
         ownership = Ownership(PROC)
+        assert not ownership.is_as_before([ME])
         assert ownership.whose([ME], inodes) is Listener.OWN
         with monkeypatch.context() as searching:
             searching.setattr(PROC, "open_sockets", lambda pid: pytest.fail("searched again"))
-            assert ownership.whose([ME], inodes) is Listener.OWN
+            assert ownership.is_as_before([ME])
+            assert not ownership.is_as_before([1])
+    assert not ownership.is_as_before([ME])
     assert ownership.whose([ME], inodes) is Listener.STRANGER
+    assert not ownership.is_as_before([ME])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert ownership.whose([ME], {os.fstat(listener.fileno()).st_ino}) is Listener.OWN
 

@@ -90,7 +90,7 @@ class Reads:
 
     async def server(self, request: web.Request) -> web.Response:
         """One server."""
-        return _unless_known(request, self._views.server(self.wanted(request)))
+        return _unless_known(request, self._views.server(self.wanted(request), self._current()))
 
     async def history(self, request: web.Request) -> web.Response:
         """The past of one server."""
@@ -113,7 +113,7 @@ class Reads:
 
     def answer(self, server: ServerSnapshot) -> web.Response:
         """The answer on one server, whatever the client knows already."""
-        return _json(self._views.server(server).body)
+        return _json(self._views.server(server, self._current()).body)
 
 
 def _unless_known(request: web.Request, view: EncodedView) -> web.Response:

@@ -35,8 +35,9 @@ class EncodedViews:
         self._servers: dict[str, tuple[ServerSnapshot, bytes]] = {}
         self._list = EncodedView(b"", "")
 
-    def server(self, server: ServerSnapshot) -> EncodedView:
-        """The answer on one server."""
+    def server(self, server: ServerSnapshot, agent: AgentSnapshot) -> EncodedView:
+        """The answer on one server of `agent`."""
+        self._forget_gone(agent)
         body = self._encoded(server)
         return EncodedView(body + b"\n", blake2b(body, digest_size=_ETAG_BYTES).hexdigest())
 

@@ -35,6 +35,10 @@ MAX_ANCESTORS: Final = 64
 """Steps from a process up to PID 1: few hosts have ten, and a loop cannot be excluded while PIDs
 are used again."""
 
+FORGET_SECONDS: Final = 5.0
+"""How often it is seen which servers have ended, while there is room for more: who follows them
+knows at once, and this is a read for each."""
+
 SERVERS_DROPPED: Final = "servers"
 """Servers that found no place; each counts once."""
 
@@ -95,6 +99,7 @@ class Discovery:
         # Whether each is wanted; left out are those that found no place, the oldest first.
         self._mains: dict[ProcessId, bool] = {}
         self._left_out: dict[ProcessId, None] = {}
+        self._forget_due_seconds = 0.0
         self._lines: list[tuple[ProcessStat, CommandLine]] = []
         self._strays: tuple[ProcessStat, ...] = ()
         self._fault = ""
@@ -186,6 +191,11 @@ class Discovery:
         self._is_fault_recent = False
 
     def _forget_ended(self) -> None:
+        now = self._clock().monotonic_seconds
+        has_room = self._places_taken() < self._max_servers
+        if has_room and now < self._forget_due_seconds:
+            return
+        self._forget_due_seconds = now + FORGET_SECONDS
         for process in list(self._mains):
             if not self._lives(process):
                 del self._mains[process]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from vllm_agent.host.journal import read_journal
 from vllm_agent.host.patience import Patience, TooManyHung
@@ -33,6 +33,7 @@ those that are left answer for some seconds, and elastic scaling ends engines on
 _ORDER_SECONDS: Final = 1e-6
 """Lines that are read at once keep their order by times this far apart."""
 
+_Result = TypeVar("_Result")
 _LOGGER: Final = logging.getLogger(__name__)
 
 
@@ -52,6 +53,7 @@ class LaunchLog:
         self._patience = Patience(HUNG_SECONDS)
         self._logs: Logs | None = None
         self._is_given_up = False
+        self._is_closed = False
         self._marks: list[tuple[float, Marked]] = []
         self._reading: asyncio.Task[None] | None = None
 
@@ -66,6 +68,8 @@ class LaunchLog:
 
     def read_soon(self, at_seconds: float, pids: Collection[int]) -> None:
         """Reads what is new, and takes it as written before `at_seconds`; returns at once."""
+        if self._is_closed:
+            return
         before = self._reading
         self._reading = asyncio.create_task(self._read(before, at_seconds, pids), name="read log")
 
@@ -108,16 +112,14 @@ class LaunchLog:
         # A log that hangs belongs to the thread that hangs in it.
         if self._logs is not None and not self._is_given_up:
             self._logs.close()
+        self._is_closed = True
         self._patience.close()
 
     async def _open(self) -> None:
         def find(_: None) -> Logs:
             return find_logs(self._proc, self._sighting, self._count_dropped, is_new=self._is_new)
 
-        try:
-            found, _ = await self._patience.map(find, [None])
-        except TooManyHung:
-            found = []
+        found = await self._in_thread(find)
         if found:
             self._logs = found[0]
         else:
@@ -132,10 +134,7 @@ class LaunchLog:
         logs = self._logs
         if logs is None or self._is_given_up or not logs.tails:
             return
-        try:
-            read, _ = await self._patience.map(lambda _: logs.read(pids), [None])
-        except TooManyHung:
-            read = []
+        read = await self._in_thread(lambda _: logs.read(pids))
         if not read:
             self._give_up()
             return
@@ -143,6 +142,17 @@ class LaunchLog:
         for place, mark in enumerate(marks):
             read_seconds = at_seconds - (len(marks) - place) * _ORDER_SECONDS
             self._note(mark, read_seconds)
+
+    async def _in_thread(self, function: Callable[[None], _Result]) -> list[_Result]:
+        """The one result, or none where it hangs."""
+        try:
+            results, _ = await self._patience.map(function, [None])
+        except TooManyHung:
+            return []
+        finally:
+            # Ends come rarely: a thread that waits for the next costs 100 kB meanwhile.
+            self._patience.close()
+        return results
 
     async def _read_journal(self) -> None:
         sighting = self._sighting

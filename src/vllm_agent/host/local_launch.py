@@ -175,6 +175,7 @@ class LocalLaunch:
             # A fault of ours must not leave the launch without a verdict.
             _LOGGER.exception("could not gather everything about an end")
         self._tell(EndSettled(self.sighting.process, self._evidence()))
+        self._log.close()
         self._changed()
 
     def _now_seconds(self) -> float:

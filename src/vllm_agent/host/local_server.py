@@ -196,6 +196,8 @@ class LocalServer:
 
     def _listener(self) -> Listener | None:
         launch = self._launches[-1]
+        if self._ownership.is_as_before(launch.pids):
+            return Listener.OWN
         command, pid = launch.sighting.command, launch.sighting.process.pid
         inodes = listening(self._host.proc, pid, command)
         return self._ownership.whose(launch.pids, inodes)

@@ -119,35 +119,42 @@ class Ownership:
     def __init__(self, proc: Proc) -> None:
         self._proc = proc
         self._holder: tuple[int, int] | None = None
+        self._link = ""
+
+    def is_as_before(self, pids: Collection[int]) -> bool:
+        """Whether the process that held a listening socket still has that very socket open.
+
+        It is one readlink(2). The tables of listening sockets, which `whose` needs, take 2 ms on a
+        host with much memory, since the kernel walks the empty ones of all connections too.
+        """
+        if self._holder is None or self._holder[0] not in pids:
+            return False
+        return self._linked(*self._holder) == self._link
 
     def whose(self, pids: Collection[int], inodes: Collection[int]) -> Listener | None:
         """Whose the listening sockets `inodes` are, seen from the tree that `pids` are.
 
         None when nothing listens, and when a process of the tree may not be read while none of the
-        others has one. As long as the process found before holds one, it is one readlink(2).
+        others has one.
         """
+        self._holder = None
         if not inodes:
             return None
-        if self._holder is not None and self._holder[0] in pids and self._still_holds(inodes):
-            return Listener.OWN
-        self._holder = None
         is_all_seen = True
         for pid in pids:
             number = self._find(pid, inodes)
             if number is not None:
-                self._holder = pid, number
+                self._holder, self._link = (pid, number), self._linked(pid, number)
                 return Listener.OWN
             # None is a process that is gone and holds nothing.
             is_all_seen &= self._proc.shows_exit_status(pid)
         return Listener.STRANGER if is_all_seen else None
 
-    def _still_holds(self, inodes: Collection[int]) -> bool:
-        pid, number = self._holder or (0, 0)
+    def _linked(self, pid: int, number: int) -> str:
         try:
-            link = os.readlink(self._proc.path(pid, f"fd/{number}"))
+            return os.readlink(self._proc.path(pid, f"fd/{number}"))
         except OSError:
-            return False
-        return link in {f"socket:[{inode}]" for inode in inodes}
+            return ""
 
     def _find(self, pid: int, inodes: Collection[int]) -> int | None:
         sockets = itertools.islice(self._proc.open_sockets(pid), MAX_SOCKETS_PER_PROCESS)
