@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.observations import Sight
 
+OPEN_FILES: Final = 1024
+"""Enough for 32 servers with 20 processes each: a file for each process, some for each probe."""
+
 GC_ALLOCATIONS: Final = 10_000
 """Allocations before the youngest generation is looked through, instead of Python's 700: a scrape
 and a look make thousands of short-lived values, and none in a cycle."""
@@ -264,3 +267,8 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError):
         _LOGGER.debug("the limit of open files cannot be raised")
+    if hard < OPEN_FILES:
+        _LOGGER.warning(
+            "the limit of open files is low: with none left the agent answers nobody",
+            extra={"limit": hard, "advice": f"raise it to {OPEN_FILES} (LimitNOFILE=, ulimit -n)"},
+        )

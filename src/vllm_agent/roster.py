@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Memory
     from vllm_agent.observations import Instant, ProcessId, Sighting
     from vllm_agent.publication import Publication
+    from vllm_agent.snapshot import ServerSnapshot
     from vllm_agent.store import Store
 
 FIRST_LOOKS_AT_ONCE: Final = 64
@@ -315,16 +316,18 @@ class Roster:
         _LOGGER.info("forgotten", extra={"server": name})
 
     def _make_room(self) -> None:
-        """Bounds how many discovered servers that ended are kept."""
-        bound = MAX_KEPT_PER_LIVING * self._config.discovery.max_servers
+        """Bounds how many discovered servers that ended are kept; those that matter stay longest.
+
+        Anybody can start processes that look like a vLLM. They serve nothing, and nobody wants
+        them up, so they leave before a server whose crash somebody has to see.
+        """
         down = [
-            (entry.runner.snapshot.life.entered.unix_seconds, name)
+            (_importance(entry.runner.snapshot), name)
             for name, entry in self._entries.items()
-            if entry.config is None and entry.phase in _DOWN
+            if entry.config is None and entry.phase in _DOWN and name not in self._leaving
         ]
-        excess = len(down) - len(self._leaving) - bound
-        left = [name for _, name in sorted(down) if name not in self._leaving]
-        for name in left[: max(0, excess)]:
+        excess = len(down) - MAX_KEPT_PER_LIVING * self._config.discovery.max_servers
+        for _, name in sorted(down)[: max(0, excess)]:
             self._count_dropped("servers")
             self._leaving.add(name)
             task = asyncio.create_task(self._leave(name))
@@ -381,6 +384,13 @@ async def supervised(name: str, runner: ServerRunner) -> None:
             _LOGGER.exception("a runner ended by a fault of the agent", extra={"server": name})
         runner.is_faulty = True
         await asyncio.sleep(FAULT_PAUSE_SECONDS)
+
+
+def _importance(server: ServerSnapshot) -> tuple[bool, bool, bool, float]:
+    """What makes a server that ended worth keeping, most of all that its crash pages somebody."""
+    life = server.life
+    is_paging = life.state is ServerState.CRASHED and bool(server.desired_up)
+    return is_paging and life.has_served, life.has_served, is_paging, life.entered.unix_seconds
 
 
 def _is_left_by(process: ProcessId | None, stat: ProcessStat) -> bool:

@@ -519,7 +519,7 @@ async def test_before_the_first_look_nothing_is_known(tmp_path):
     assert [sight.kind.value for sight in watch.discovery.sights] == ["processes"]
 
 
-async def test_without_sight_there_is_no_count(tmp_path):
+async def test_without_sight_there_is_no_count(tmp_path, caplog):
     fake = FakeProc(tmp_path)
     fake.end(1)
     watch = await look(Watch(fake.proc))
@@ -527,7 +527,10 @@ async def test_without_sight_there_is_no_count(tmp_path):
     assert not watch.discovery.status.is_up
     fake.add(10, "vllm", "serve", "m")
     await look(watch)
-    assert watch.discovery.servers == 1
+    assert len(watch.found) == 1
+    assert watch.discovery.servers is None
+    text = "discovery does not see the processes of the host"
+    assert [record.message for record in caplog.records].count(text) == 1
 
 
 async def launch_and_end(watch: Watch, folder: Path, count: int) -> None:

@@ -49,7 +49,7 @@ async def test_the_output_of_a_server_is_its_log(server: StandIn):
     log = await opened(server, dropped)
     assert log.sight is not None
     assert (log.sight.kind, log.sight.is_visible) == (SightKind.LOG, True)
-    assert log.stop_and_death() == (None, None)
+    assert log.deciding() is None
     log.close()
     assert dropped == []
 
@@ -73,11 +73,11 @@ async def test_a_recorded_end_is_told_in_time_of_what_made_us_read(
         file.write((RECORDED / recorded).read_bytes())
     log.read_soon(100.0, ())
     await log.finish(200.0, ())
-    stop, death = log.stop_and_death()
-    told = stop if is_stop else death
+    told = log.deciding()
     assert told is not None
-    assert 99.9 < told < 100.0
-    assert (stop is None) is not is_stop
+    at_seconds, mark = told
+    assert 99.9 < at_seconds < 100.0
+    assert mark.kind is (STOP if is_stop else DEATH)
     log.close()
 
 
@@ -86,9 +86,9 @@ async def test_marks_keep_the_order_of_the_log_whatever_made_us_read(server: Sta
     log = await opened(server, [])
     log._note(Marked(DEATH, "API server process died", is_last_word=True), 101.0)
     log._note(Marked(STOP, "API server told to stop"), 100.0)
-    stop, death = log.stop_and_death()
-    assert stop is None
-    assert death is not None
+    told = log.deciding()
+    assert told is not None
+    assert told[1].kind is DEATH
     log.close()
 
 
@@ -96,12 +96,12 @@ async def test_a_death_that_the_server_outlived_is_none(server: StandIn):
     log = await opened(server, [])
     log._note(Marked(DEATH, "engine vanished"), 100.0)
     log.forget_deaths(100.0 + DEATH_STANDS_SECONDS - 1.0)
-    assert log.stop_and_death() == (None, 100.0)
+    assert log.deciding() is not None
     log.forget_deaths(100.0 + DEATH_STANDS_SECONDS)
-    assert log.stop_and_death() == (None, None)
+    assert log.deciding() is None
     log._note(Marked(STOP, "API server told to stop"), 100.0)
     log.forget_deaths(1000.0)
-    assert log.stop_and_death() == (100.0, None)
+    assert log.deciding() == (100.0, Marked(STOP, "API server told to stop"))
     log.close()
 
 
@@ -121,7 +121,7 @@ async def test_a_log_that_hangs_is_given_up_and_counted_once(
         log.read_soon(1.0, ())
         async with asyncio.timeout(5.0):
             await log.finish(2.0, ())
-        assert log.stop_and_death() == (None, None)
+        assert log.deciding() is None
         assert dropped == ["log_hung"]
         assert len([r for r in caplog.records if "hangs" in r.message]) == 1
         log.close()

@@ -295,7 +295,12 @@ def test_addresses_are_bounded(elsewhere):
         (VllmCommand(host="::"), "http://[::1]:8000"),
         (VllmCommand(host="::1", port=9), "http://[::1]:9"),
         (VllmCommand(host="localhost"), "http://localhost:8000"),
-        (VllmCommand(host="10.1.2.3", is_https=True), "https://10.1.2.3:8000"),
+        (VllmCommand(host="127.0.0.9", is_https=True), "https://127.0.0.9:8000"),
+        (VllmCommand(host=os.uname().nodename), f"http://{os.uname().nodename.lower()}:8000"),
+        # Addresses of others, which a command line may name as well.
+        (VllmCommand(host="203.0.113.7"), None),
+        (VllmCommand(host="169.254.169.254"), None),
+        (VllmCommand(host="metadata.internal"), None),
         (VllmCommand(root_path="/llm/"), "http://127.0.0.1:8000/llm"),
         (VllmCommand(root_path="llm"), "http://127.0.0.1:8000/llm"),
         # what vLLM answers without, where it makes no URL

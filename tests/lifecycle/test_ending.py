@@ -10,6 +10,7 @@ import pytest
 from tests.lifecycle.recorded_endings import RecordedEnding, recorded_endings
 from vllm_agent.lifecycle.ending import (
     EARLY_KILL_SECONDS,
+    MAX_EXITS_TOLD,
     EndingEvidence,
     exit_code,
     exit_signal,
@@ -420,3 +421,38 @@ def test_wait_statuses_tell_code_or_signal(
     status: int | None, code: int | None, number: int | None
 ) -> None:
     assert (exit_code(status), exit_signal(status)) == (code, number)
+
+
+def test_the_evidence_begins_with_what_decided_and_tells_what_else_was_seen() -> None:
+    seen = replace(
+        STOP,
+        exits=(
+            ComponentExit(WORKER, CLOSE + 0.2, None),
+            ComponentExit(ENGINE, CLOSE - 2.0, signal.SIGKILL),
+        ),
+        at_close=(ALIVE_ENGINE, *LEAVING),
+    )
+    assert judge(seen).evidence == (
+        "engine_core was killed 2.0 s before the listener closed",
+        "main process: exited with 0, 0.5 s after the listener closed",
+        "engine_core: ended by signal 9, 2.0 s before the listener closed",
+        "worker: ended, its status is unknown, 0.2 s after the listener closed",
+        "when the listener closed: engine_core alive (1), "
+        + ", ".join(f"{c.role} gone or going (1)" for c in LEAVING),
+    )
+
+
+def test_who_told_of_a_stop_or_a_death_is_named() -> None:
+    stop = replace(STOP, stop_sign_seconds=CLOSE, stop_sign="systemd was told to stop a.service")
+    assert judge(stop).evidence[0] == "systemd was told to stop a.service"
+    death = replace(
+        STOP, engine_death_logged_seconds=CLOSE, engine_death="its log says: engine vanished"
+    )
+    assert judge(death).evidence[0] == "its log says: engine vanished"
+
+
+def test_ends_told_one_by_one_are_bounded() -> None:
+    many = tuple(ComponentExit(WORKER, CLOSE, 0) for _ in range(MAX_EXITS_TOLD + 3))
+    told = judge(replace(STOP, exits=many)).evidence
+    assert sum(line.startswith("worker: ") for line in told) == MAX_EXITS_TOLD
+    assert "3 more ended" in told

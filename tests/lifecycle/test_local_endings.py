@@ -255,7 +255,7 @@ def test_an_end_that_nobody_asked_for_is_crashed(
     assert running.life.tally.last_crash_unix_seconds == {reason: running.now.unix_seconds}
     assert done.ending is not None
     assert (done.ending.exit_code, done.ending.signal) == (code, number)
-    assert running.life.detail == "; ".join(done.ending.evidence)
+    assert running.life.detail == done.ending.evidence[0]
 
 
 def test_an_end_is_settled_once(running: LocalScene) -> None:
@@ -287,7 +287,7 @@ def test_an_end_in_maintenance_is_stopped(running: LocalScene, evidence) -> None
     assert running.seen() == (STOPPED, None)
     assert running.crashes == 0
     assert done.ending is not None
-    assert (done.ending.rule, done.ending.evidence) == (1, ("it was in maintenance",))
+    assert (done.ending.rule, done.ending.evidence[0]) == (1, "it was in maintenance")
 
 
 def test_a_crash_before_maintenance_stays_a_crash(running: LocalScene) -> None:

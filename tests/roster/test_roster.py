@@ -18,9 +18,18 @@ from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.host.local_launch import LocalHost
 from vllm_agent.host.proc import CommandLine
 from vllm_agent.lifecycle.ending import EndingEvidence
-from vllm_agent.lifecycle.events import EndBegan, EndSettled
+from vllm_agent.lifecycle.events import EndBegan, EndSettled, Looked
 from vllm_agent.lifecycle.states import Phase, ServerState
-from vllm_agent.observations import Instant, Knock, ProcessId, Sighting, VllmCommand
+from vllm_agent.observations import (
+    Instant,
+    Knock,
+    Probe,
+    ProbeResult,
+    ProbeRound,
+    ProcessId,
+    Sighting,
+    VllmCommand,
+)
 from vllm_agent.publication import Publication
 from vllm_agent.roster import (
     KEEP_FAILED_SECONDS,
@@ -184,6 +193,11 @@ async def watching(
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roster_module, "LocalServer", FakeLocalServer)
+
+
+def serving_look() -> ProbeRound:
+    results = (ProbeResult(Probe.HEALTH, None, 0.01, 200), ProbeResult(Probe.MODELS, None, 0.01))
+    return ProbeRound(now(), now(), results, model_names=("tiny",))
 
 
 def monitored(name: str = "llama", **match: Any) -> ServerConfig:
@@ -412,6 +426,30 @@ def test_discovered_servers_that_ended_are_bounded() -> None:
             assert len(scene.names) == MAX_KEPT_PER_LIVING + 1
             assert "tiny@8000" not in scene.names
             assert scene.dropped == ["servers", "servers"]
+
+    run_virtually(main())
+
+
+def test_a_crash_that_pages_somebody_is_not_displaced_by_what_never_served() -> None:
+    """Anybody can start processes that look like a vLLM."""
+
+    async def main() -> None:
+        async with watching(max_servers=2) as scene:
+            mine = sighting(1, unit="vllm.service")
+            await scene.find(mine)
+            for runner in scene.roster.runners:
+                runner.tell(Looked(serving_look()))
+            await asyncio.sleep(0.01)
+            await scene.end(mine)
+            assert scene.state("vllm") is ServerState.CRASHED
+            for number in range(5):
+                fake = sighting(number + 10, port=9000 + number)
+                await scene.find(fake)
+                await scene.end(fake)
+            await scene.find(sighting(100, port=9100))
+            await asyncio.sleep(1.0)
+            assert scene.state("vllm") is ServerState.CRASHED
+            assert len(scene.names) == 3
 
     run_virtually(main())
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.process_rows import PAGE_ALL, SHOW_ORPHANS
 from vllm_agent.cli.text import plain
+from vllm_agent.lifecycle.states import LifecycleMode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from vllm_agent.expose.json_view import AgentView, ServersView, ServerView
     from vllm_agent.expose.process_view import SightView
+
+
+MAX_NAMES: Final = 8
+"""Names of servers in one line: a host has as many GPUs, and somebody may start hundreds."""
 
 
 class Level(StrEnum):
@@ -43,6 +48,7 @@ def agent_findings(view: ServersView, socket_path: str) -> list[Finding]:
         *_collectors(agent),
         _discovery(agent, len(servers)),
         *_sights(agent["sights"], servers),
+        *_unmatched(servers),
         *_unpaged(servers),
         *_orphans(servers),
     ]
@@ -106,7 +112,9 @@ def _sights(host: Iterable[SightView], servers: Sequence[ServerView]) -> Iterato
     owners: dict[tuple[str, str, str], list[str]] = {}
     visible: list[str] = []
     every = [("this host", sight) for sight in host]
-    every += [(server["name"], sight) for server in servers for sight in server["sights"]]
+    # Of one that ended nothing can be seen any more, and that is no fault.
+    living = [server for server in servers if server["pid"] is not None]
+    every += [(server["name"], sight) for server in living for sight in server["sights"]]
     for owner, sight in every:
         if sight["visible"]:
             visible.append(sight["kind"])
@@ -116,19 +124,45 @@ def _sights(host: Iterable[SightView], servers: Sequence[ServerView]) -> Iterato
     if seen := sorted(set(visible) - {kind for kind, _, _ in owners}):
         yield Finding(Level.OK, "visible", ", ".join(seen))
     for (kind, why_not, fix), of in owners.items():
-        yield Finding(Level.PROBLEM, kind, f"not visible of {', '.join(of)}: {why_not}", fix)
+        yield Finding(Level.PROBLEM, kind, f"not visible of {_listed(of)}: {why_not}", fix)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _unmatched(servers: Sequence[ServerView]) -> Iterator[Finding]:
+    """Configured servers of this host whose process was never there."""
+    names = [
+        server["name"]
+        for server in servers
+        if server["mode"] == LifecycleMode.MONITORED
+        and not server["discovered"]
+        and server["pid"] is None
+        and not server["launches"]
+    ]
+    if names:
+        text = f"no process of this host was ever {_listed(names)}"
+        fix = "compare `match` and `url` in the configuration with the command line of the server"
+        yield Finding(Level.NOTE, "match", text, fix)
 
 
 def _unpaged(servers: Sequence[ServerView]) -> Iterator[Finding]:
-    names = [server["name"] for server in servers if server["desired_up"] is None]
+    names = [
+        server["name"]
+        for server in servers
+        if server["desired_up"] is None and server["pid"] is not None
+    ]
     if names:
         why = "no systemd service or container keeps it up"
-        text = f"nobody is paged for {', '.join(names)}: {why}"
+        text = f"nobody is paged for {_listed(names)}: {why}"
         yield Finding(Level.NOTE, "pages", text, f"{PAGE_ALL}, or run it as a service")
 
 
 def _orphans(servers: Sequence[ServerView]) -> Iterator[Finding]:
     told = [f"{server['orphans']} of {server['name']}" for server in servers if server["orphans"]]
     if told:
-        text = f"{', '.join(told)} outlived their main process and may hold memory and GPUs"
+        text = f"{_listed(told)} outlived their main process and may hold memory and GPUs"
         yield Finding(Level.NOTE, "orphans", text, SHOW_ORPHANS)

@@ -321,7 +321,8 @@ class DiscoveryConfig(Section):
         le=MAX_DISCOVERED_SERVERS,
         description=(
             f"Discovered servers to watch at a time, 1 to {MAX_DISCOVERED_SERVERS:,}; any user of "
-            "the host can start processes that look like one. Others are counted in "
+            "the host can start processes that look like one. As many again that ended are kept, "
+            "first of all those whose crash somebody is paged for. Others are counted in "
             "`vllm_agent_dropped_total`."
         ),
     )

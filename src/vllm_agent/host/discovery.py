@@ -113,7 +113,7 @@ class Discovery:
         count = len(self._mains) + len(self._left_out)
         if not self.first_look_done.is_set():
             return None
-        return count if count or self._sight.is_visible else None
+        return count if self._sight.is_visible else None
 
     @property
     def strays(self) -> tuple[ProcessStat, ...]:
@@ -184,6 +184,11 @@ class Discovery:
         self._sight = process_sight(self._proc)
         self._left_out = {p: None for p in self._left_out if self._proc.is_same(p)}
         if not self.first_look_done.is_set():
+            if not self._sight.is_visible:
+                _LOGGER.warning(
+                    "discovery does not see the processes of the host",
+                    extra={"detail": self._sight.why_not, "fix": self._sight.fix},
+                )
             self._strays = _strays(batch.arrived, judged)
             self.first_look_done.set()
         if not self._is_fault_recent:
@@ -269,7 +274,9 @@ class Discovery:
             return None
         command = parse_command(line.arguments, partial(self._config_of, pid))
         supervision = parse_supervision(self._proc.cgroup(pid) or "")
-        url = server_url(self._proc, pid, command)
+        # From here the path may lead through /proc/PID: what is shown is what the server was given.
+        is_socket = command.uds is not None
+        url = f"unix://{command.uds}" if is_socket else server_url(self._proc, pid, command)
         uid = self._proc.uid(pid)
         if uid is None or not self._lives(self._proc.identify(stat)):
             return None

@@ -93,17 +93,15 @@ class LaunchLog:
             if mark.kind is not MarkKind.DEATH or now_seconds - at < DEATH_STANDS_SECONDS
         ]
 
-    def stop_and_death(self) -> tuple[float | None, float | None]:
-        """When the log told of a stop, or else of a death, on the monotonic clock."""
+    def deciding(self) -> tuple[float, Marked] | None:
+        """The mark that says why it ended, and when its log first told of an end.
+
+        Times are on the monotonic clock. A stop that caused what was logged as a death was there
+        before it.
+        """
         # In the order of the log: the times of reads are those of what made us read.
-        deciding = decisive([mark for _, mark in self._marks])
-        if deciding is None:
-            return None, None
-        # A stop that caused what was logged as a death was there before it.
-        first_seconds = min(at for at, _ in self._marks)
-        if deciding.kind is MarkKind.STOP:
-            return first_seconds, None
-        return None, first_seconds
+        mark = decisive([mark for _, mark in self._marks])
+        return None if mark is None else (min(at for at, _ in self._marks), mark)
 
     def close(self) -> None:
         """Reads no more."""

@@ -12,6 +12,7 @@ from vllm_agent.host.oom_kills import OomKills
 from vllm_agent.host.process_tree import ComponentGone, MainGone, TreeWatch
 from vllm_agent.host.systemd import ask_unit, systemd_sight
 from vllm_agent.host.vllm_argv import role_of
+from vllm_agent.host.vllm_markers import MarkKind
 from vllm_agent.lifecycle.ending import EndingEvidence
 from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled
 
@@ -183,8 +184,21 @@ class LocalLaunch:
 
     def _evidence(self) -> EndingEvidence:
         tree = self._tree.evidence()
-        stop_seconds, death_seconds = self._log.stop_and_death()
-        stops = [at for at in (stop_seconds, self._unit_stop_seconds) if at is not None]
+        told = self._log.deciding()
+        stops: list[tuple[float, str]] = []
+        if self._unit_stop_seconds is not None:
+            stops.append(
+                (self._unit_stop_seconds, f"systemd was told to stop {self.sighting.unit}")
+            )
+        death_seconds, death = None, ""
+        if told is not None:
+            at_seconds, mark = told
+            text = f"its log says: {mark.name}"
+            if mark.kind is MarkKind.STOP:
+                stops.append((at_seconds, text))
+            else:
+                death_seconds, death = at_seconds, text
+        stop_seconds, stop = min(stops, default=(None, ""))
         return EndingEvidence(
             main_wait_status=tree.main_wait_status,
             main_exit_seconds=tree.main_exit_seconds,
@@ -193,6 +207,8 @@ class LocalLaunch:
             at_close=tree.at_close,
             exits=tree.exits,
             oom_kills=self._oom.risen(),
-            stop_sign_seconds=min(stops, default=None),
+            stop_sign_seconds=stop_seconds,
+            stop_sign=stop,
             engine_death_logged_seconds=death_seconds,
+            engine_death=death,
         )

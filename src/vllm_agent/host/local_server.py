@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.host.vllm_http import Target
     from vllm_agent.lifecycle.events import Event
-    from vllm_agent.observations import ProbeRound, ProcessId, Sighting
+    from vllm_agent.observations import ProbeRound, ProcessId, Sighting, VllmCommand
 
+_NETWORK_FIX = "let it listen on an address that this host reaches, and give that as its url"
 _NOT_CONNECTED = frozenset({ProbeCause.REFUSED, ProbeCause.TIMEOUT, ProbeCause.DNS})
 
 
@@ -109,7 +110,8 @@ class LocalServer:
         connection = IdleConnection(self._target, self._host.clock, on_closed=_ignore)
         cause = await connection.connect()
         connection.close()
-        if cause not in _NOT_CONNECTED:
+        is_denied = cause is ProbeCause.RESET and self._target.url.socket_path is not None
+        if cause not in _NOT_CONNECTED and not is_denied:
             return Knock(is_accepted=self._listener() is not Listener.STRANGER)
         return Knock(is_accepted=False, out_of_reach=self._out_of_reach(sighting))
 
@@ -119,7 +121,8 @@ class LocalServer:
             return ()
         launch = self._launches[-1]
         detail = self._out_of_reach(launch.sighting) if self._target is None else None
-        network = Sight(SightKind.NETWORK, is_visible=detail is None, why_not=detail or "")
+        fix = "" if detail is None else _NETWORK_FIX
+        network = Sight(SightKind.NETWORK, detail is None, detail or "", fix)
         return (*launch.sights(), network)
 
     def close(self) -> None:
@@ -198,9 +201,19 @@ class LocalServer:
         launch = self._launches[-1]
         if self._ownership.is_as_before(launch.pids):
             return Listener.OWN
+        if self._is_elsewhere(launch.sighting.command):
+            return None
         command, pid = launch.sighting.command, launch.sighting.process.pid
         inodes = listening(self._host.proc, pid, command)
+        if not inodes and command.uds is None:
+            # Something answered, and in its network nothing listens on its port.
+            return Listener.STRANGER
         return self._ownership.whose(launch.pids, inodes)
+
+    def _is_elsewhere(self, command: VllmCommand) -> bool:
+        """Whether the operator names another port than its own, such as that of a proxy."""
+        url = self._configured_url
+        return url is not None and url.port != (None if command.uds is not None else command.port)
 
     def _out_of_reach(self, sighting: Sighting) -> str | None:
         """A sentence where it listens and cannot be connected to; None where it does not listen."""
@@ -210,6 +223,8 @@ class LocalServer:
         where = "socket" if command.uds is not None else f"port {command.port}"
         if is_same_network(self._host.proc, pid) is False:
             return f"it listens on {where} of another network namespace, out of the agent's reach"
+        if command.uds is not None:
+            return "it listens on a socket that the agent may not open"
         return f"it listens on {where}, and the agent cannot connect to it"
 
     def _tell_tree(self) -> None:

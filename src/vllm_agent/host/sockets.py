@@ -257,15 +257,31 @@ def _readable(url: str) -> str | None:
 
 
 def _reachable_host(proc: Proc, pid: int, host: str) -> str | None:
-    if is_same_network(proc, pid) is not False:
-        return _LOOPBACK_OF_ALL.get(host, host)
+    """Where a server that was told to listen on `host` is found; None where it cannot be.
+
+    A server listens on an address of its own network namespace. Any other is somebody else's, who
+    must not be asked because a command line says so: everybody can write one.
+    """
+    is_here = is_same_network(proc, pid) is not False
     if host in _LOOPBACK_OF_ALL:
-        return next(iter(addresses(proc, pid)), None)
+        return _LOOPBACK_OF_ALL[host] if is_here else next(iter(addresses(proc, pid)), None)
     address = _parsed(host)
-    if address is not None:
-        return None if address.is_loopback else host
-    # The names of that namespace are its own: one that is not its loopback's is its address.
-    return None if host.lower() == "localhost" else next(iter(addresses(proc, pid)), None)
+    if address is None:
+        return _named_host(proc, pid, host.lower(), is_here=is_here)
+    if address.is_loopback:
+        return host if is_here else None
+    return host if address in {*_ipv4(proc, pid), *_ipv6(proc, pid)} else None
+
+
+def _named_host(proc: Proc, pid: int, host: str, *, is_here: bool) -> str | None:
+    """A name may lead anywhere: only the host's own is asked for its addresses."""
+    if host == "localhost":
+        return host if is_here else None
+    if is_here:
+        own = os.uname().nodename.lower()
+        return host if host in {own, own.partition(".")[0]} else None
+    # The names of another namespace are its own: what is not its loopback is its address.
+    return next(iter(addresses(proc, pid)), None)
 
 
 def _parsed(text: str) -> _Address | None:

@@ -179,7 +179,7 @@ def settled(
         life,
         Trigger.ENDED_CRASHED if crashed else Trigger.ENDED_STOPPED,
         ending.reason,
-        "; ".join(ending.evidence),
+        ending.evidence[0],
         ending=ending,
     )
 
@@ -248,17 +248,16 @@ def _failing(
         consecutive_failures=life.consecutive_failures + 1,
         failing_looks=life.failing_looks + 1,
     )
-    health = look.result(Probe.HEALTH)
-    is_5xx = health is not None and health.cause is ProbeCause.HTTP_5XX
-    if is_5xx and life.engine_gone_since is not None:
-        gone_seconds = now.since(life.engine_gone_since)
-        is_failed = (
-            gone_seconds >= ENGINE_GONE_SECONDS or life.failing_looks >= policy.failure_threshold
-        )
+    is_failed = life.failing_looks >= policy.failure_threshold
+    gone_since = life.engine_gone_since
+    if gone_since is not None:
+        health = look.result(Probe.HEALTH)
+        is_5xx = health is not None and health.cause is ProbeCause.HTTP_5XX
+        # A busy server may be slow in the moment in which it scales down; it does not say 503.
+        is_failed |= is_5xx and now.since(gone_since) >= ENGINE_GONE_SECONDS
         detail = f"an EngineCore is gone: {verdict.detail}"
         trigger = Trigger.FAILED if is_failed else Trigger.FAILING
         return Guarded(life, trigger, Reason.ENGINE_DIED, detail)
-    is_failed = life.failing_looks >= policy.failure_threshold
     return Guarded(
         life,
         Trigger.FAILED if is_failed else Trigger.FAILING,

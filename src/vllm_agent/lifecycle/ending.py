@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.lifecycle.reasons import Reason
@@ -17,11 +18,17 @@ from vllm_agent.lifecycle.states import ServerState
 from vllm_agent.observations import ComponentRole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vllm_agent.observations import ComponentAtClose, ComponentExit
 
 EARLY_KILL_SECONDS: Final = 0.5
 """A component KILLed this long before the close was not killed by vLLM's own stop: a stop kills
 the engine at most 0.2 s before it closes the listener (measured on vLLM 0.32)."""
+
+MAX_EXITS_TOLD: Final = 8
+"""Ends of components that are told one by one: a server of eight GPUs has nine, and the first few
+tell what happened."""
 
 _STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _STOP_EXIT_CODES: Final = frozenset({128 + s for s in _STOP_SIGNALS})
@@ -36,7 +43,7 @@ class EndingEvidence:
     `logged_cause` is a classified line of its log. `stop_sign_seconds` is when systemd or a log
     line first said that it is being stopped; `engine_death_logged_seconds` when its log first
     told of an engine's death. `at_close` is None where nobody looked at the close, empty where the
-    main process was alone.
+    main process was alone. `stop_sign` and `engine_death` are sentences on who told of them.
     """
 
     is_asked: bool = False
@@ -53,6 +60,8 @@ class EndingEvidence:
     logged_cause_seconds: float | None = None
     stop_sign_seconds: float | None = None
     engine_death_logged_seconds: float | None = None
+    stop_sign: str = "systemd or its log says that it was told to stop"
+    engine_death: str = "its log tells of an engine's death"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +89,8 @@ def exit_signal(wait_status: int | None) -> int | None:
 
 
 def judge(seen: EndingEvidence) -> Verdict:
-    """The verdict on one ending."""
-    return (
+    """The verdict on one ending: what decided, then what else was seen."""
+    verdict = (
         _asked(seen)
         or _cause(seen)
         or _stop_or_trouble(seen)
@@ -89,6 +98,38 @@ def judge(seen: EndingEvidence) -> Verdict:
         or _orderly(seen)
         or Verdict(ServerState.CRASHED, Reason.UNKNOWN, 7, ("nothing that was seen tells why",))
     )
+    return replace(verdict, evidence=(*verdict.evidence, *_also_seen(seen)))
+
+
+def _also_seen(seen: EndingEvidence) -> Iterator[str]:
+    """The facts of an end in the order of what people ask first, whatever they decided."""
+    if seen.main_wait_status is not None:
+        yield f"main process: {_how(seen.main_wait_status)}{_when(seen.main_exit_seconds, seen)}"
+    ended = sorted(seen.exits, key=lambda e: e.at_seconds)
+    for end in ended[:MAX_EXITS_TOLD]:
+        yield f"{end.role}: {_how(end.wait_status)}{_when(end.at_seconds, seen)}"
+    if len(ended) > MAX_EXITS_TOLD:
+        yield f"{len(ended) - MAX_EXITS_TOLD} more ended"
+    if seen.at_close:
+        alive = Counter(c.role for c in seen.at_close if c.is_alive)
+        leaving = Counter(c.role for c in seen.at_close if not c.is_alive)
+        told = [f"{role} alive ({count})" for role, count in alive.items()]
+        told += [f"{role} gone or going ({count})" for role, count in leaving.items()]
+        yield f"when the listener closed: {', '.join(told)}"
+
+
+def _how(wait_status: int | None) -> str:
+    number, code = exit_signal(wait_status), exit_code(wait_status)
+    if number is not None:
+        return f"ended by signal {number}"
+    return "ended, its status is unknown" if code is None else f"exited with {code}"
+
+
+def _when(at_seconds: float | None, seen: EndingEvidence) -> str:
+    if at_seconds is None or seen.close_seconds is None:
+        return ""
+    after = at_seconds - seen.close_seconds
+    return f", {abs(after):.1f} s {'after' if after >= 0 else 'before'} the listener closed"
 
 
 def _asked(seen: EndingEvidence) -> Verdict | None:
@@ -128,7 +169,7 @@ def _stop_or_trouble(seen: EndingEvidence) -> Verdict | None:
 def _stop_signs(seen: EndingEvidence) -> list[tuple[float, str]]:
     signs = []
     if seen.stop_sign_seconds is not None:
-        signs.append((seen.stop_sign_seconds, "systemd or its log says that it was told to stop"))
+        signs.append((seen.stop_sign_seconds, seen.stop_sign))
     number = exit_signal(seen.main_wait_status)
     if number in _STOP_SIGNALS or exit_code(seen.main_wait_status) in _STOP_EXIT_CODES:
         ended = seen.main_exit_seconds
@@ -158,7 +199,7 @@ def _troubles(seen: EndingEvidence) -> list[tuple[float, str]]:
             text = f"{', '.join(alive)} still alive when the listener closed"
             troubles.append((seen.close_seconds, text))
     if seen.engine_death_logged_seconds is not None:
-        troubles.append((seen.engine_death_logged_seconds, "its log tells of an engine's death"))
+        troubles.append((seen.engine_death_logged_seconds, seen.engine_death))
     return troubles
 
 
