@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import resource
@@ -10,6 +11,8 @@ import signal
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
+
+from aiohttp import connector
 
 from vllm_agent import __version__, log
 from vllm_agent.expose.exposition import Exposition
@@ -50,6 +53,7 @@ leaves a hundred kB in cycles. What was there at the start is frozen, so a round
 CONTROL_RETRY_SECONDS: Final = 30.0
 """How often a control socket that could not be made is tried again, as the store does."""
 
+_CLIENT_TLS_CONTEXTS: Final = frozenset({"_SSL_CONTEXT_VERIFIED", "_SSL_CONTEXT_UNVERIFIED"})
 _LOGGER: Final = logging.getLogger(__name__)
 
 
@@ -206,7 +210,7 @@ class _Agent:
             await self._discovery.first_look_done.wait()
             self._roster.first_look_over(self._discovery.strays)
         await self._roster.wait_first_looks()
-        _settle_garbage_collection()
+        _settle_memory()
         publication.become_ready()
         _LOGGER.info("ready", extra={"servers": len(list(self._roster.runners))})
 
@@ -249,9 +253,15 @@ class _Agent:
         return self._left_out + Counter(self._store.dropped)
 
 
-def _settle_garbage_collection() -> None:
+def _settle_memory() -> None:
     """What is built by now stays: to walk it again and again is a tenth of the CPU."""
+    # aiohttp loads the system's CAs for its HTTP client when it is imported: 2 MiB for nothing.
+    connector.__dict__.update(dict.fromkeys(_CLIENT_TLS_CONTEXTS & connector.__dict__.keys()))
     gc.collect()
+    # Only glibc has it, and gives back what the imports needed for a moment.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS, 20, GC_OLD_ROUNDS)
 
