@@ -234,6 +234,14 @@ async def test_a_zombie_is_no_server(spawn):
     assert process.pid not in (await look(Watch())).pids
 
 
+async def test_a_socket_is_shown_as_the_server_was_given_it(spawn):
+    """From here its path may lead through /proc/PID, and a PID is no part of a label."""
+    process = spawn("vllm", "serve", "m", "--uds", "/nowhere/vllm.sock")
+    watch = await look(Watch())
+    [found] = [one for one in watch.found if one.process.pid == process.pid]
+    assert found.url == "unix:///nowhere/vllm.sock"
+
+
 async def test_ends_are_looked_for_now_and_then(spawn, monkeypatch):
     """Whoever follows a server knows at once; here it costs a read for each, at each look."""
     monkeypatch.setattr(discovery_module, "FORGET_SECONDS", 100.0)

@@ -16,7 +16,9 @@ import pytest
 
 from tests.host.tree_scene import sighting
 from vllm_agent.demo.launch import StandIn, free_port
+from vllm_agent.host import local_server
 from vllm_agent.host.clock import now
+from vllm_agent.host.idle_connection import IdleConnection
 from vllm_agent.host.local_launch import LocalHost
 from vllm_agent.host.local_server import LocalServer
 from vllm_agent.host.proc import Proc
@@ -26,7 +28,7 @@ from vllm_agent.lifecycle.ending import judge
 from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled, TreeSeen
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import ServerState
-from vllm_agent.observations import Listener, SightKind, VllmCommand
+from vllm_agent.observations import Listener, ProbeCause, SightKind, VllmCommand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -141,6 +143,35 @@ async def test_a_stranger_on_its_port_does_not_answer_for_it():
             scene.local.follow(found, scene.tell)
             knock = await scene.local.knock()
             assert not knock.is_accepted
+
+
+async def test_what_answers_where_nothing_of_its_network_listens_is_a_stranger(monkeypatch):
+    """A command line may name any port, and a proxy or another host may answer there."""
+    async with following() as scene:
+        monkeypatch.setattr(local_server, "listening", lambda *_: frozenset())
+        knock = await scene.local.knock()
+        assert not knock.is_accepted
+        look = await scene.local.look(ask_models=True)
+        assert look.listener is Listener.STRANGER
+
+
+async def test_a_socket_that_may_not_be_opened_is_out_of_reach(tmp_path: Path, monkeypatch):
+    path = str(tmp_path / "vllm.sock")
+    with StandIn.start("--speed", "10", uds=tmp_path / "vllm.sock") as server:
+        await server.serving()
+        host = LocalHost(Proc(), ProcessTable(Proc(), now).now, now, lambda _: None)
+        local = LocalServer(host, target_of)
+        local.follow(sighting(Proc(), server.pid, VllmCommand(uds=path)), lambda _: None)
+        assert (await local.knock()).is_accepted
+
+        async def refuse(self: IdleConnection) -> ProbeCause:  # root is refused nothing
+            return ProbeCause.RESET
+
+        monkeypatch.setattr(IdleConnection, "connect", refuse)
+        knock = await local.knock()
+        assert not knock.is_accepted
+        assert knock.out_of_reach == "it listens on a socket that the agent may not open"
+        local.close()
 
 
 @pytest.mark.parametrize(

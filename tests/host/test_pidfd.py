@@ -246,6 +246,16 @@ async def test_no_descriptor_left_is_an_error_of_the_system(victim):
     assert caught.value.errno == errno.EMFILE
 
 
+async def test_the_last_descriptors_are_left_for_those_who_answer(victim, monkeypatch):
+    """An agent that watches everything and can answer nobody is of no use."""
+    told, before = Told(), open_fds()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    monkeypatch.setattr(pidfd, "RESERVED_FILES", limit)
+    with pytest.raises(OSError, match="open files"):
+        watch(Proc(), victim.pid, told)
+    assert open_fds() == before
+
+
 @pytest.mark.parametrize("proc", [Proc(), BlindProc()], ids=["access", "no access"])
 async def test_nothing_is_told_after_close(victim, proc):
     told, heard = Told(), Told()

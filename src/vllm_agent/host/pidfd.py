@@ -9,6 +9,7 @@ import fcntl
 import os
 import platform
 import re
+import resource
 import select
 import struct
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,11 @@ _INFO_BYTES: Final = 64
 _EXIT_CODE_OFFSET: Final = 60
 _INFO_EXIT: Final = 1 << 3
 _GET_INFO: Final = 3 << 30 | _INFO_BYTES << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, pidfd_info)
+
+
+RESERVED_FILES: Final = 48
+"""Files that are left for probes, the store and whoever reads the page: without one free an agent
+is deaf, without a watch it sees an end at its next look."""
 
 
 class ExitWatch:
@@ -76,7 +82,7 @@ class ExitWatch:
         self._loop = asyncio.get_running_loop()
         self._deadline: asyncio.TimerHandle | None = None
         self._reaping: select.epoll | None = None
-        self._fd = os.pidfd_open(process.pid)
+        self._fd = _opened(process.pid)
         try:
             # The number may be another process's by now; what is open stays the same one.
             if not proc.is_same(process):
@@ -138,6 +144,14 @@ class ExitWatch:
         status = _exit_info(self._fd)
         self.close()
         self._on_status(status)
+
+
+def _opened(pid: int) -> int:
+    fd = os.pidfd_open(pid)
+    if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES:
+        os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return fd
 
 
 def has_exit_info() -> bool | None:
