@@ -122,7 +122,7 @@ def test_nobody_makes_the_agent_read_what_only_root_may(tmp_path):
     (jail / "root").mkdir(parents=True)
     (jail / "root").chmod(0o700)
     (jail / "root/secret.yaml").write_text("host: secret.internal")
-    (jail / "a.yaml").symlink_to("/root/secret.yaml")
+    (jail / "a.yaml").symlink_to("/etc/secret.yaml")
     (jail / "b.yaml").write_text("host: mine")
     with process(AS_NOBODY, jail, "/") as pid:
         assert PROC.real_user(pid) == (NOBODY, NOBODY)

@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from vllm_agent.config.document import Document, parse_document
 from vllm_agent.config.messages import FOLLOWING_ERROR, message
-from vllm_agent.config.model import Config, ConfigFile, LoadContext, MatchConfig
+from vllm_agent.config.model import Config, ConfigFile, MatchConfig
 from vllm_agent.config.problem import ConfigError, Problem, key_path, quoted
 from vllm_agent.config.url import parse_server_url
+from vllm_agent.config.values import LoadContext
 from vllm_agent.lifecycle.states import LifecycleMode
 
 if TYPE_CHECKING:

@@ -9,12 +9,14 @@ from pydantic_core import PydanticUndefined
 from vllm_agent.config.duration import format_duration
 from vllm_agent.config.flags import FLAGS, Flag
 from vllm_agent.config.messages import keys_of, section_of
-from vllm_agent.config.model import ConfigFile, Section
+from vllm_agent.config.model import ConfigFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
+
+    from vllm_agent.config.values import Section
 
 EXAMPLE = """\
 discovery:                # without any configuration, every vLLM of this host is found

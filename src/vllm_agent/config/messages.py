@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any, get_args
 
-from vllm_agent.config.model import OWN_ERROR, ConfigFile, Section
+from vllm_agent.config.model import ConfigFile
 from vllm_agent.config.problem import quoted, shown
+from vllm_agent.config.values import OWN_ERROR, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

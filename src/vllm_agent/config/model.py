@@ -7,16 +7,12 @@ Python names carry units (`interval_seconds`); the file says `interval: 10s`. `d
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -25,10 +21,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from vllm_agent.config.duration import format_duration, parse_duration
-from vllm_agent.config.files import MAX_PEM_FILE_BYTES, read_api_key, read_file
+from vllm_agent.config.duration import format_duration
 from vllm_agent.config.match_values import (
     MAX_COMMAND_CHARACTERS,
     MAX_PATTERN_LENGTH,
@@ -38,12 +32,19 @@ from vllm_agent.config.match_values import (
     parse_unit,
 )
 from vllm_agent.config.problem import quoted, shown
-from vllm_agent.config.url import MAX_PORT, ServerUrl, parse_host, parse_server_url
+from vllm_agent.config.url import MAX_PORT, ServerUrl, parse_host
+from vllm_agent.config.values import (
+    ApiKeyFile,
+    Duration,
+    PemFile,
+    Section,
+    between,
+    fail,
+    parsed_by,
+    parsed_url,
+)
 from vllm_agent.lifecycle.server_names import MAX_NAME_LENGTH, is_server_name
 from vllm_agent.lifecycle.states import LifecycleMode
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Twice the number of servers that one agent is measured with.
 MAX_SERVERS = 2_000
@@ -65,110 +66,6 @@ MIN_FORGET_SECONDS, MAX_FORGET_SECONDS = 60.0, 7 * 24 * 3_600.0
 MAX_DISCOVERED_SERVERS = 1_000
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
-
-# The type of errors whose text is complete as it stands.
-OWN_ERROR = "vllm_agent"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadContext:
-    """What validators of a file may look at. Without it (values built in Python) no file is."""
-
-    folder: Path
-
-
-def _fail(message: str) -> NoReturn:
-    # The text goes through the context: as a template its braces would be replaced.
-    raise PydanticCustomError(OWN_ERROR, "{message}", {"message": message})
-
-
-def _duration(value: Any, info: ValidationInfo) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if info.context is None:
-            return float(value)
-        _fail(f"must be a duration with its unit, got {shown(value)}: write {_with_unit(value)}")
-    if not isinstance(value, str):
-        _fail("must be a duration such as 500ms, 10s or 1h30m")
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        _fail(f"{error}, got {quoted(value)}")
-
-
-def _with_unit(number: float) -> str:
-    in_grammar = 0 < number < MAX_WINDOW_SECONDS
-    return format_duration(number) if in_grammar else "a duration such as 10s"
-
-
-def _between(minimum: float, maximum: float) -> AfterValidator:
-    def check(seconds: float) -> float:
-        if seconds < minimum:
-            _fail(f"must be at least {format_duration(minimum)}, got {format_duration(seconds)}")
-        if seconds > maximum:
-            _fail(f"must be at most {format_duration(maximum)}, got {format_duration(seconds)}")
-        return seconds
-
-    return AfterValidator(check)
-
-
-Duration = Annotated[float, BeforeValidator(_duration)]
-
-
-def _server_url(value: Any) -> ServerUrl:
-    if isinstance(value, ServerUrl):
-        return value
-    if not isinstance(value, str):
-        _fail("must be text such as http://127.0.0.1:8000")
-    try:
-        return parse_server_url(value)
-    except ValueError as error:
-        _fail(str(error))
-
-
-def _path(value: Any, info: ValidationInfo) -> Path:
-    if isinstance(value, Path):
-        return value
-    # The value is not repeated: a key pasted here by mistake must not reach the log.
-    if not isinstance(value, str) or not value or not value.isprintable():
-        _fail("must be the path of a file")
-    return info.context.folder / value if isinstance(info.context, LoadContext) else Path(value)
-
-
-def _checked_by(read: Callable[[Path], object]) -> AfterValidator:
-    def check(path: Path, info: ValidationInfo) -> Path:
-        if info.context is not None:
-            try:
-                read(path)
-            except ValueError as error:
-                _fail(str(error))
-        return path
-
-    return AfterValidator(check)
-
-
-def _read_pem(path: Path) -> None:
-    if len(read_file(path, MAX_PEM_FILE_BYTES)) > MAX_PEM_FILE_BYTES:
-        raise ValueError(f"must be at most {MAX_PEM_FILE_BYTES // 2**20} MiB")
-
-
-ApiKeyFile = Annotated[Path, PlainValidator(_path), _checked_by(read_api_key)]
-PemFile = Annotated[Path, PlainValidator(_path), _checked_by(_read_pem)]
-
-
-class Section(BaseModel):
-    """A mapping of known keys. A key without a value counts as not written."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_by_name=True, hide_input_in_errors=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty_keys(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        return {key: entry for key, entry in value.items() if entry is not None or key not in known}
 
 
 class TlsConfig(Section):
@@ -195,7 +92,7 @@ class TlsConfig(Section):
     def _key_goes_with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         # A cert_file that is wrong itself is not in the data: one error is enough.
         if "cert_file" in info.data and (value is None) != (info.data["cert_file"] is None):
-            _fail("cert_file and key_file go together: write both or neither")
+            fail("cert_file and key_file go together: write both or neither")
         return value
 
     @field_validator("server_name")
@@ -206,7 +103,7 @@ class TlsConfig(Section):
         try:
             return parse_host(value)
         except ValueError as error:
-            _fail(f"{error}, got {quoted(value)}")
+            fail(f"{error}, got {quoted(value)}")
 
 
 def _default_timeout(validated: dict[str, Any]) -> float:
@@ -217,18 +114,16 @@ def _default_timeout(validated: dict[str, Any]) -> float:
 class ProbeConfig(Section):
     """How often a server is asked, and how many unanswered checks in a row make it `failed`."""
 
-    interval_seconds: Annotated[Duration, _between(MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS)] = (
+    interval_seconds: Annotated[Duration, between(MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS)] = (
         Field(10.0, alias="interval", description="Time from one check to the next, 1s to 1h.")
     )
-    timeout_seconds: Annotated[Duration, _between(MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS)] = (
-        Field(
-            default_factory=_default_timeout,
-            alias="timeout",
-            description=(
-                "Longest wait for an answer, at most 60s and at most `interval`. "
-                "Default: 5s, or `interval` where that is shorter."
-            ),
-        )
+    timeout_seconds: Annotated[Duration, between(MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS)] = Field(
+        default_factory=_default_timeout,
+        alias="timeout",
+        description=(
+            "Longest wait for an answer, at most 60s and at most `interval`. "
+            "Default: 5s, or `interval` where that is shorter."
+        ),
     )
     failure_threshold: int = Field(
         3,
@@ -246,7 +141,7 @@ class ProbeConfig(Section):
     def _timeout_ends_before_next_check(cls, value: float, info: ValidationInfo) -> float:
         interval = info.data.get("interval_seconds", value)
         if value > interval:
-            _fail(
+            fail(
                 f"must be at most the interval ({format_duration(interval)}), got "
                 f"{format_duration(value)}: a check has to end before the next one begins"
             )
@@ -266,7 +161,7 @@ class RestartConfig(Section):
             "before the restart limit counts as reached."
         ),
     )
-    window_seconds: Annotated[Duration, _between(MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS)] = Field(
+    window_seconds: Annotated[Duration, between(MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS)] = Field(
         60.0,
         alias="window",
         description="Uninterrupted time running, 1s to 1d, after which restarts are forgotten.",
@@ -284,7 +179,7 @@ def _page(value: Any) -> DiscoveryPage:
     try:
         return DiscoveryPage(value)
     except ValueError:
-        _fail(f"must be {' or '.join(DiscoveryPage)}, got {shown(value)}")
+        fail(f"must be {' or '.join(DiscoveryPage)}, got {shown(value)}")
 
 
 class DiscoveryConfig(Section):
@@ -304,7 +199,7 @@ class DiscoveryConfig(Section):
             "them: `supervised`, those of a systemd service or a container, or `all`."
         ),
     )
-    forget_after_seconds: Annotated[Duration, _between(MIN_FORGET_SECONDS, MAX_FORGET_SECONDS)] = (
+    forget_after_seconds: Annotated[Duration, between(MIN_FORGET_SECONDS, MAX_FORGET_SECONDS)] = (
         Field(
             3_600.0,
             alias="forget_after",
@@ -328,31 +223,21 @@ class DiscoveryConfig(Section):
     )
 
 
-def _parsed_by(parse: Callable[[str], str]) -> AfterValidator:
-    def check(value: str) -> str:
-        try:
-            return parse(value)
-        except ValueError as error:
-            _fail(str(error))
-
-    return AfterValidator(check)
-
-
 def _pattern(value: Any) -> re.Pattern[str]:
     if isinstance(value, re.Pattern):
         return value
     if not isinstance(value, str):
-        _fail(f"must be text, got {shown(value)}: put it in quotes")
+        fail(f"must be text, got {shown(value)}: put it in quotes")
     try:
         return parse_pattern(value)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _absolute_path(value: Any) -> Path:
     path = Path(value) if isinstance(value, str | Path) and f"{value}".isprintable() else Path()
     if not path.is_absolute():
-        _fail("must be an absolute path such as /run/vllm.pid")
+        fail("must be an absolute path such as /run/vllm.pid")
     return path
 
 
@@ -369,14 +254,14 @@ class MatchConfig(Section):
             "that the container publishes."
         ),
     )
-    systemd_unit: Annotated[StrictStr, _parsed_by(parse_unit)] | None = Field(
+    systemd_unit: Annotated[StrictStr, parsed_by(parse_unit)] | None = Field(
         None,
         description=(
             "systemd service that it runs in, of the system or of a user, with or without "
             "`.service`."
         ),
     )
-    container: Annotated[StrictStr, _parsed_by(parse_container)] | None = Field(
+    container: Annotated[StrictStr, parsed_by(parse_container)] | None = Field(
         None, description="Id of its container, or the first 12 hex digits or more of it."
     )
     pid_file: Annotated[Path, PlainValidator(_absolute_path)] | None = Field(
@@ -403,16 +288,16 @@ class MatchConfig(Section):
     def _says_something(self) -> Self:
         if not self.model_fields_set:
             keys = ", ".join(type(self).model_fields)
-            _fail(f"must have at least one of {keys}: write match: {{port: 8000}}")
+            fail(f"must have at least one of {keys}: write match: {{port: 8000}}")
         return self
 
 
 def _mode(value: Any) -> LifecycleMode:
     if value == LifecycleMode.MANAGED:
-        _fail("managed is not supported by this version: write mode: monitored or mode: external")
-    if value in (LifecycleMode.MONITORED, LifecycleMode.EXTERNAL):
-        return LifecycleMode(value)
-    _fail(f"must be monitored or external, got {shown(value)}")
+        fail("managed is not supported by this version: write mode: monitored or mode: external")
+    if value not in (LifecycleMode.MONITORED, LifecycleMode.EXTERNAL):
+        fail(f"must be monitored or external, got {shown(value)}")
+    return LifecycleMode(value)
 
 
 class ServerConfig(Section):
@@ -432,7 +317,7 @@ class ServerConfig(Section):
             "`external`: runs anywhere; watched by its URL only."
         ),
     )
-    url: Annotated[ServerUrl, PlainValidator(_server_url), PlainSerializer(str)] | None = Field(
+    url: Annotated[ServerUrl, PlainValidator(parsed_url), PlainSerializer(str)] | None = Field(
         None,
         validate_default=True,
         description=(
@@ -471,7 +356,7 @@ class ServerConfig(Section):
     @classmethod
     def _is_label_and_path_segment(cls, value: str) -> str:
         if not is_server_name(value):
-            _fail(
+            fail(
                 f"must be 1 to {MAX_NAME_LENGTH} letters, digits or . _ @ ~ : - and begin with a "
                 f"letter or digit, got {quoted(value)}"
             )
@@ -481,7 +366,7 @@ class ServerConfig(Section):
     @classmethod
     def _external_needs_url(cls, value: ServerUrl | None, info: ValidationInfo) -> ServerUrl | None:
         if value is None and info.data.get("mode") is LifecycleMode.EXTERNAL:
-            _fail("is missing: write url: http://127.0.0.1:8000")
+            fail("is missing: write url: http://127.0.0.1:8000")
         return value
 
     @field_validator("match")
@@ -491,17 +376,17 @@ class ServerConfig(Section):
     ) -> MatchConfig | None:
         mode = info.data.get("mode")
         if value is not None and mode is LifecycleMode.EXTERNAL:
-            _fail("goes with mode: monitored only: an external server is watched by its url")
+            fail("goes with mode: monitored only: an external server is watched by its url")
         # A url that is wrong itself is not in the data: one error is enough.
         if value is None and mode is LifecycleMode.MONITORED and info.data.get("url", "") is None:
-            _fail("is missing: write match: {port: 8000}, or the url of a server on this host")
+            fail("is missing: write match: {port: 8000}, or the url of a server on this host")
         return value
 
     @field_validator("model")
     @classmethod
     def _is_model_name(cls, value: str | None) -> str | None:
         if value is not None and not (0 < len(value) <= MAX_MODEL_LENGTH and value.isprintable()):
-            _fail(
+            fail(
                 f"must be 1 to {MAX_MODEL_LENGTH} printable characters, got {quoted(value)}: "
                 "write a name that /v1/models lists"
             )
@@ -512,7 +397,7 @@ class ServerConfig(Section):
     def _tls_needs_https(cls, value: TlsConfig | None, info: ValidationInfo) -> TlsConfig | None:
         url = info.data.get("url")
         if value is not None and url is not None and url.scheme != "https":
-            _fail("goes with an https:// URL only: change the url or remove tls_config")
+            fail("goes with an https:// URL only: change the url or remove tls_config")
         return value
 
 
