@@ -119,10 +119,10 @@ def test_mounts_of_the_process_are_seen(tmp_path):
 @as_root
 def test_nobody_makes_the_agent_read_what_only_root_may(tmp_path):
     jail = tmp_path / "jail"
-    (jail / "root").mkdir(parents=True)
-    (jail / "root").chmod(0o700)
-    (jail / "root/secret.yaml").write_text("host: secret.internal")
-    (jail / "a.yaml").symlink_to("/etc/secret.yaml")
+    (jail / "private").mkdir(parents=True)
+    (jail / "private").chmod(0o700)
+    (jail / "private/secret.yaml").write_text("host: secret.internal")
+    (jail / "a.yaml").symlink_to("/private/secret.yaml")
     (jail / "b.yaml").write_text("host: mine")
     with process(AS_NOBODY, jail, "/") as pid:
         assert PROC.real_user(pid) == (NOBODY, NOBODY)
