@@ -44,7 +44,7 @@ MAINS = [
     ("python3 /usr/local/bin/vllm serve M --port 8001", "M", 8001),
     ("/opt/vllm/.venv/bin/python /opt/vllm/.venv/bin/vllm serve M --port=8001", "M", 8001),
     ("/opt/conda/envs/llm/bin/python3.11 /opt/conda/envs/llm/bin/vllm serve M", "M", 8000),
-    ("/home/op/.local/share/uv/python/cpython-3.12/bin/python3.12 .venv/bin/vllm serve M", "M", 8000),
+    ("/home/op/.uv/python/cpython-3.12/bin/python3.12 .venv/bin/vllm serve M", "M", 8000),
     ("pypy3 /usr/local/bin/vllm serve M", "M", 8000),
     # NixOS
     ("/nix/store/x-python3/bin/python3.12 /nix/store/x-vllm/bin/.vllm-wrapped serve M", "M", 8000),
