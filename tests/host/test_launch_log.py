@@ -127,3 +127,32 @@ async def test_a_log_that_hangs_is_given_up_and_counted_once(
         log.close()
     finally:
         is_over.set()
+
+
+async def test_a_file_is_not_closed_under_the_thread_that_reads_it(
+    server: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    """Its number would be somebody else's file by the time the thread comes to it."""
+    log = await opened(server, [])
+    assert log._logs is not None
+    [tail] = log._logs.tails
+    began, is_over = threading.Event(), threading.Event()
+
+    def read(*_: object) -> tuple[()]:
+        began.set()
+        is_over.wait(20.0)
+        return ()
+
+    monkeypatch.setattr(type(tail), "read", read)
+    log.read_soon(1.0, ())
+    assert await asyncio.to_thread(began.wait, 10.0)
+    reading = log._reading
+    assert reading is not None
+    reading.cancel()
+    await asyncio.wait({reading})
+    log.close()
+    try:
+        assert tail._file >= 0
+    finally:
+        is_over.set()
+        tail.close()

@@ -23,8 +23,8 @@ HUNG_SECONDS: Final = 1.0
 """A read that takes longer is given up, and with it the log: an ending does not wait for it."""
 
 LATE_LINE_SECONDS: Final = 0.2
-"""Container runtimes and journald write a line some 10 ms after it was printed; on a busy host this
-is enough."""
+"""Container runtimes and journald write a line after it was printed. A guess that leaves most of
+the 2 s of a verdict to what comes after it."""
 
 DEATH_STANDS_SECONDS: Final = 60.0
 """A server that serves this long after its log told of a death had none: of several API servers
@@ -147,6 +147,10 @@ class LaunchLog:
             results, _ = await self._patience.map(function, [None])
         except TooManyHung:
             return []
+        except asyncio.CancelledError:
+            # The thread may be in the middle of it: its files must not be closed under it.
+            self._is_given_up = True
+            raise
         finally:
             # Ends come rarely: a thread that waits for the next costs 100 kB meanwhile.
             self._patience.close()

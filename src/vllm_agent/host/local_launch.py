@@ -13,6 +13,7 @@ from vllm_agent.host.process_tree import ComponentGone, MainGone, TreeWatch
 from vllm_agent.host.systemd import ask_unit, systemd_sight
 from vllm_agent.host.vllm_argv import role_of
 from vllm_agent.host.vllm_markers import MarkKind
+from vllm_agent.lifecycle.by_process import NEW_PROCESS_SECONDS
 from vllm_agent.lifecycle.ending import EndingEvidence
 from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled
 
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 SETTLE_SECONDS: Final = 1.8
 """Longest wait, after the main process is gone, for what tells how it ended: an ending is settled
 within 2 s."""
-
-NEW_LAUNCH_SECONDS: Final = 5.0
-"""A process younger than this when it is first seen began under the agent's eyes: what its log
-held before is of others."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -64,9 +61,10 @@ class LocalLaunch:
         self._tell = tell
         self._changed = changed
         self._oom = OomKills(host.proc.cgroup(sighting.process.pid) or "")
+        # Of one that began under the agent's eyes, what the log held before is of others.
         age_seconds = host.clock().unix_seconds - sighting.start_seconds
         self._log = LaunchLog(
-            sighting, host.proc, host.count_dropped, is_new=age_seconds < NEW_LAUNCH_SECONDS
+            sighting, host.proc, host.count_dropped, is_new=age_seconds < NEW_PROCESS_SECONDS
         )
         self._unit_sight: Sight | None = None
         self._unit_stop_seconds: float | None = None

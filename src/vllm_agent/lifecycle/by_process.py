@@ -13,7 +13,7 @@ from vllm_agent.lifecycle.launches import (
     SAME_START_SECONDS,
     account_local_served,
     account_process,
-    unwatched_ending,
+    unjudged_ending,
 )
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Ending
@@ -93,7 +93,7 @@ def missing(life: ServerLife, now: Instant) -> Guarded:
         return Guarded(life)
     if life.remembered_phase is Phase.CRASHED:
         return Guarded(life, Trigger.GONE, life.reason, "it was crashed before the agent started")
-    return Guarded(life, Trigger.ENDED_STOPPED, ending=unwatched_ending(life, now))
+    return Guarded(life, Trigger.ENDED_STOPPED, ending=unjudged_ending(life, now))
 
 
 def knocked(life: ServerLife, process: ProcessId, knock: Knock, policy: Policy) -> Guarded:

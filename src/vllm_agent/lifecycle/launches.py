@@ -102,22 +102,12 @@ def account_local_served(life: ServerLife, now: Instant) -> ServerLife:
     )
 
 
-def unwatched_ending(life: ServerLife, now: Instant) -> Ending | None:
-    """The ending of a launch that nobody saw end; None where there is none to tell of."""
-    number = life.tally.launches if life.launch is None else life.launch.number
-    if number == 0 or life.is_launch_over:
-        return None
-    evidence = ("it ended while no agent watched",)
-    return Ending(number, now, ServerState.STOPPED, None, 0, evidence)
-
-
 def _superseded(life: ServerLife, now: Instant) -> tuple[ServerLife, Ending | None]:
     """What becomes of the launch before: its ending is still to be settled, or nobody saw it."""
     launch = life.launch
-    if launch is None or launch.process is None or life.is_launch_over:
-        return life, _unjudged_ending(life, now)
-    if life.phase is Phase.UNOBSERVED:
-        return life, _unjudged_ending(life, now)
+    is_unseen = life.phase is Phase.UNOBSERVED
+    if launch is None or launch.process is None or life.is_launch_over or is_unseen:
+        return life, unjudged_ending(life, now)
     unsettled = (*life.unsettled, launch)
     if len(unsettled) <= MAX_UNSETTLED:
         return replace(life, unsettled=unsettled), None
@@ -174,7 +164,8 @@ def _is_as_known(life: ServerLife, start: float | None) -> bool:
     )
 
 
-def _unjudged_ending(life: ServerLife, now: Instant) -> Ending | None:
+def unjudged_ending(life: ServerLife, now: Instant) -> Ending | None:
+    """The ending of a launch that nobody saw end; None where there is none to tell of."""
     number = life.tally.launches if life.launch is None else life.launch.number
     if number == 0 or life.is_launch_over:
         return None
