@@ -246,6 +246,11 @@ async def test_orphans_of_a_launch_that_nobody_saw_end_are_counted_too():
         later.adopt_orphans(proc.identify(main), left, told.append)
         assert isinstance(told[-1], TreeSeen)
         assert told[-1].tree.orphans == len(left) == 2
+        with StandIn.start("--load-seconds", "60") as second:
+            later.follow(sighting(Proc(), second.pid), told.append)
+            # The next launch has none of its own, and they hold the GPU all the same.
+            assert told[-1].tree.process.pid == second.pid
+            assert told[-1].tree.orphans == 2
         for stat in left:
             os.kill(stat.pid, signal.SIGKILL)
         await until(lambda: told[-1].tree.orphans == 0)  # type: ignore[union-attr] # as above
@@ -265,6 +270,10 @@ async def test_cpu_does_not_fall_from_one_launch_to_the_next():
             assert before is not None
             assert scene.tree.cpu_seconds is not None
             assert scene.tree.cpu_seconds >= before
+            own = scene.local._launches[-1].refreshed_tree().cpu_seconds
+            scene.local._tell_tree()
+            assert own is not None
+            assert scene.tree.cpu_seconds >= before + own
             assert scene.tree.process == found.process
 
 

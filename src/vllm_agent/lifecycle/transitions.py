@@ -45,7 +45,7 @@ TRIGGER_MEANING: Final = MappingProxyType(
         Trigger.FAILED: "as many checks in a row failed as the threshold says",
         Trigger.REFUSED: "external: the port refuses, and this agent has not seen it serve",
         Trigger.LOST: "external: the port refuses, and it has served before",
-        Trigger.GONE: "the port still refuses, long enough for a crash, or a known crash still is one",
+        Trigger.GONE: "the port still refuses: a crash, or one that was known before",
         Trigger.QUIET: "external: the port refuses, and it is in maintenance",
         Trigger.UNREACHED: "its process listens, but no check ever reached it",
         Trigger.APPEARED: "a new process of it was seen",
