@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Policy, ServerLife
     from vllm_agent.lifecycle.states import LifecycleMode
     from vllm_agent.observations import (
+        ComponentRole,
+        Gpu,
         Instant,
         Probe,
         ProbeCause,
@@ -158,6 +160,46 @@ class CollectorSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuOrphan:
+    """A component of a vLLM that outlived its main process and holds memory of a device.
+
+    `server` is None where the agent never saw the server that it belonged to. `start_seconds` is
+    when it was started, in unix time.
+    """
+
+    pid: int
+    role: ComponentRole
+    server: str | None
+    used_bytes: int | None
+    start_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FaultCount:
+    """How often one kind of fault was told of since the agent started, and when last."""
+
+    count: int
+    last_unix_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSnapshot:
+    """One device, or MIG instance, and who holds its memory.
+
+    `servers` are those that hold some, with how much: None where the driver does not tell.
+    `orphans` is None where the agent cannot tell who holds it at all. `other_bytes` is what is
+    used beyond the servers and the orphans. `xids` are the faults told of, by number.
+    """
+
+    gpu: Gpu
+    servers: Mapping[str, int | None] = field(default_factory=lambda: MappingProxyType({}))
+    orphans: tuple[GpuOrphan, ...] | None = None
+    orphan_bytes: int | None = None
+    other_bytes: int | None = None
+    xids: Mapping[int, FaultCount] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
 class AgentSnapshot:
     """The agent and everything it watches at one moment.
 
@@ -166,7 +208,8 @@ class AgentSnapshot:
     `generation` changes with every published change: it makes a cheap ETag. `discovered` is how
     many vLLM servers the last look at the host's processes found, None where it is blind or off.
     `sights` is what the agent may see of the host, whatever server it is about. `config_file` is
-    the file of its configuration, None where there is none.
+    the file of its configuration, None where there is none. `gpus` are the devices in the order of
+    their drivers; none where there is no driver, or it does not answer.
     """
 
     started: Instant
@@ -180,6 +223,7 @@ class AgentSnapshot:
     discovered: int | None = None
     sights: tuple[Sight, ...] = ()
     config_file: str | None = None
+    gpus: tuple[GpuSnapshot, ...] = ()
 
     def server(self, name: str) -> ServerSnapshot | None:
         """The server of that name, or None."""

@@ -17,6 +17,7 @@ from vllm_agent.observations import (
     Component,
     ComponentRole,
     Instant,
+    Orphan,
     Probe,
     ProbeCause,
     ProbeResult,
@@ -201,6 +202,14 @@ def ad_hoc_server(name: str = "llama@8000", **changes: Any) -> ServerSnapshot:
     )
 
 
+def orphans(count: int) -> tuple[Orphan, ...]:
+    """Workers that outlived their main process."""
+    return tuple(
+        Orphan(ProcessId("b00d", 4_300 + n, 1_000), ComponentRole.WORKER, f"tp{n}", 1_750_000_000.0)
+        for n in range(count)
+    )
+
+
 def ended_local_server(name: str = "qwen", **changes: Any) -> ServerSnapshot:
     """A discovered server whose engine died, and that left two orphans."""
     at = Instant(1_090.0, 1_750_000_090.0)
@@ -222,7 +231,7 @@ def ended_local_server(name: str = "qwen", **changes: Any) -> ServerSnapshot:
         threads=None,
         resident_bytes=None,
         open_fds=None,
-        orphans=2,
+        orphans=orphans(2),
     )
     return local_server(name, **{"life": crashed, "tree": left, **changes})
 
@@ -332,7 +341,8 @@ _trees = st.builds(
     resident_bytes=st.none() | _counts,
     open_fds=st.none() | _counts,
     cpu_seconds=st.none() | st.floats(0, 1e12),
-    orphans=_counts,
+    pids=st.lists(st.integers(1, 2**22), max_size=4).map(tuple),
+    orphans=st.integers(0, 3).map(orphans),
 )
 _sightings = st.builds(
     Sighting,

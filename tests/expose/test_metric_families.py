@@ -23,6 +23,7 @@ from tests.expose.snapshots import (
     fresh_server,
     life,
     local_server,
+    orphans,
     server,
     tree,
 )
@@ -99,7 +100,7 @@ def fullest_local_server() -> ServerSnapshot:
     )
     return local_server(
         life=lived,
-        tree=tree(components=tuple(parts), processes=40, orphans=1),
+        tree=tree(components=tuple(parts), processes=40, orphans=orphans(1)),
         probes={
             probe: replace(stats, failures=dict.fromkeys(causes, 1))
             for probe, stats in failing.probes.items()

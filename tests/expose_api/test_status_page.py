@@ -23,6 +23,7 @@ from tests.expose.snapshots import (
     ended_local_server,
     life,
     local_server,
+    orphans,
     server,
     sighting,
     tree,
@@ -152,7 +153,9 @@ def test_a_local_server_shows_its_main_process_and_has_the_rest_in_the_title() -
 
 
 def test_a_part_that_is_gone_and_what_was_left_behind_are_shown() -> None:
-    half = tree(components=(ENGINE, replace(WORKERS[0], is_alive=False), WORKERS[1]), orphans=1)
+    half = tree(
+        components=(ENGINE, replace(WORKERS[0], is_alive=False), WORKERS[1]), orphans=orphans(1)
+    )
     cell = processes_cell(local_server(tree=half))
     assert cell.endswith("</span><br>worker tp0 is gone<br><strong>1 orphaned</strong>")
 

@@ -291,7 +291,7 @@ async def test_member_stays_a_member_whatever_parent_it_gets():
         os.kill(main, signal.SIGKILL)
         await watched.until_gone()
         watched.look()
-        assert watched.tree.orphans == 2
+        assert len(watched.tree.tree().orphans) == 2
         assert watched.tree.tree().processes == 2
         watched.tree.close()
 

@@ -114,7 +114,7 @@ async def test_killed_main_process_is_told_at_once_and_its_orphans_are_followed(
             (ENGINE, True),
             (WORKER, True),
         ]
-        assert (tree.orphans, watched.tree.is_over) == (2, False)
+        assert (len(tree.orphans), watched.tree.is_over) == (2, False)
         evidence = watched.tree.evidence()
         assert evidence.main_wait_status == signal.SIGKILL
         assert evidence.main_exit_seconds == gone.at_seconds
@@ -122,7 +122,7 @@ async def test_killed_main_process_is_told_at_once_and_its_orphans_are_followed(
         for pid in server.pids("VLLM::"):
             os.kill(pid, signal.SIGKILL)
         await watched.until(lambda: watched.tree.is_over)
-        assert watched.tree.tree().orphans == 0
+        assert watched.tree.tree().orphans == ()
         watched.tree.close()
     print(f"SIGKILL to exit noted: {1000 * delays[0]:.1f} ms")
 

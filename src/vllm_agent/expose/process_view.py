@@ -73,7 +73,7 @@ def process_view(server: ServerSnapshot) -> ProcessView:
         open_fds=None if tree is None else tree.open_fds,
         threads=None if tree is None else tree.threads,
         cpu_seconds=None if tree is None else duration(tree.cpu_seconds),
-        orphans=None if tree is None else tree.orphans,
+        orphans=None if tree is None else len(tree.orphans),
         sights=sight_views(server.sights),
     )
 

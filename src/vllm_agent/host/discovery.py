@@ -11,10 +11,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.contained_file import UnreadableFileError
-from vllm_agent.host.new_processes import POLL_SECONDS, WRAPPERS, NewProcesses
+from vllm_agent.host.new_processes import POLL_SECONDS, NewProcesses
 from vllm_agent.host.patience import Patience
 from vllm_agent.host.process_sight import process_sight
 from vllm_agent.host.sockets import server_url
+from vllm_agent.host.strays import MAX_ANCESTORS, is_stray
 from vllm_agent.host.supervision import parse_supervision
 from vllm_agent.host.vllm_argv import is_main, parse_command, role_of
 from vllm_agent.host.vllm_config_file import read_config_file
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 MAX_SERVERS: Final = 32
 """Servers told of at a time that nobody configured: anybody on the host can invent some."""
 
-MAX_ANCESTORS: Final = 64
-"""Steps from a process up to PID 1: few hosts have ten, and a loop cannot be excluded while PIDs
-are used again."""
-
 FORGET_SECONDS: Final = 5.0
 """How often it is seen which servers have ended, while there is room for more: who follows them
 knows at once, and this is a read for each."""
@@ -47,9 +44,6 @@ LINES_DROPPED: Final = "command_line"
 
 LOOKS_DROPPED: Final = "discovery"
 """Looks, and processes within a look, that ended by a fault of ours."""
-
-_REAPERS: Final = WRAPPERS | {"systemd", "init", "containerd-shim", "docker-containe", "conmon"}
-"""Names of what an orphan gets for a parent, beside PID 1; none of them starts a component."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -189,11 +183,30 @@ class Discovery:
                     "discovery does not see the processes of the host",
                     extra={"detail": self._sight.why_not, "fix": self._sight.fix},
                 )
-            self._strays = _strays(batch.arrived, judged)
+            self._strays = self._strays_among(batch.arrived, judged)
             self.first_look_done.set()
         if not self._is_fault_recent:
             self._fault = ""
         self._is_fault_recent = False
+
+    def _strays_among(
+        self, stats: Iterable[ProcessStat], judged: Sequence[_Judged]
+    ) -> tuple[ProcessStat, ...]:
+        """The components that nobody runs any more."""
+        by_pid = {stat.pid: stat for stat in stats}
+        mains = {one.stat.pid for one in judged if one.is_main}
+        components = {one.stat.pid: one.stat for one in judged if one.is_component}
+        return tuple(
+            stat
+            for _, stat in sorted(components.items())
+            if is_stray(
+                stat,
+                stat_of=by_pid.get,
+                is_component=lambda parent: parent.pid in components,
+                is_main=lambda parent: parent.pid in mains,
+                inner_pid=self._proc.inner_pid,
+            )
+        )
 
     def _forget_ended(self) -> None:
         now = self._clock().monotonic_seconds
@@ -351,22 +364,3 @@ def _judged(line: tuple[ProcessStat, CommandLine]) -> _Judged | Exception:
         return _Judged(stat, words, is_main(arguments), role_of(arguments) is not None)
     except Exception as fault:  # noqa: BLE001 - one line must not hide the others
         return fault
-
-
-def _strays(stats: Iterable[ProcessStat], judged: Sequence[_Judged]) -> tuple[ProcessStat, ...]:
-    """The components at whose top no process is left that could have started them."""
-    by_pid = {stat.pid: stat for stat in stats}
-    mains = {one.stat.pid for one in judged if one.is_main}
-    components = {one.stat.pid: one.stat for one in judged if one.is_component}
-
-    def is_stray(stat: ProcessStat) -> bool:
-        for _ in range(MAX_ANCESTORS):
-            if stat.parent not in components:
-                break
-            stat = components[stat.parent]
-        parent = by_pid.get(stat.parent)
-        if parent is None or parent.pid in mains:
-            return parent is None
-        return parent.pid == 1 or parent.name in _REAPERS
-
-    return tuple(stat for _, stat in sorted(components.items()) if is_stray(stat))

@@ -11,12 +11,21 @@ from vllm_agent.host.idle_connection import IdleConnection
 from vllm_agent.host.local_launch import LocalHost, LocalLaunch
 from vllm_agent.host.pidfd import ExitWatch
 from vllm_agent.host.sockets import Ownership, is_same_network, listening, server_url
+from vllm_agent.host.vllm_argv import role_of
 from vllm_agent.host.vllm_eyes import HttpEyes
 from vllm_agent.lifecycle.events import TreeSeen
-from vllm_agent.observations import Knock, Listener, ProbeCause, ProcessTree, Sight, SightKind
+from vllm_agent.observations import (
+    Knock,
+    Listener,
+    Orphan,
+    ProbeCause,
+    ProcessTree,
+    Sight,
+    SightKind,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from vllm_agent.config.url import ServerUrl
     from vllm_agent.host.proc import ProcessStat
@@ -46,7 +55,7 @@ class LocalServer:
         self._configured_url = url
         self._launches: list[LocalLaunch] = []
         self._past_cpu_seconds = 0.0
-        self._orphans: dict[ProcessId, ExitWatch] = {}
+        self._orphans: dict[Orphan, ExitWatch] = {}
         self._orphaned: ProcessId | None = None
         self._ownership = Ownership(host.proc)
         self._target: Target | None = None
@@ -72,11 +81,10 @@ class LocalServer:
     ) -> None:
         """Counts what a launch left behind whose end no agent watched."""
         self._tell, self._orphaned = tell, process
-        for stat in stats:
-            orphan = self._host.proc.identify(stat)
+        for orphan in self._recognized(stats):
             try:
                 self._orphans[orphan] = ExitWatch(
-                    orphan,
+                    orphan.process,
                     self._host.proc,
                     clock=self._host.clock,
                     on_exit=partial(self._orphan_ended, orphan),
@@ -87,7 +95,15 @@ class LocalServer:
                 self._host.count_dropped("orphan")
         self._tell_tree()
 
-    def _orphan_ended(self, orphan: ProcessId, at_seconds: float, wait_status: int | None) -> None:
+    def _recognized(self, stats: Iterable[ProcessStat]) -> Iterator[Orphan]:
+        proc = self._host.proc
+        for stat in stats:
+            line = proc.command_line(stat.pid)
+            title = None if line is None else role_of(line.arguments)
+            if title is not None:
+                yield Orphan(proc.identify(stat), *title, proc.start_unix_seconds(stat))
+
+    def _orphan_ended(self, orphan: Orphan, at_seconds: float, wait_status: int | None) -> None:
         del at_seconds, wait_status
         self._orphans.pop(orphan).close()
         self._tell_tree()
@@ -237,20 +253,33 @@ class LocalServer:
             if self._orphaned is None:
                 return None
             return ProcessTree(
-                process=self._orphaned, is_main_alive=False, orphans=len(self._orphans)
+                process=self._orphaned,
+                is_main_alive=False,
+                pids=tuple(orphan.process.pid for orphan in self._orphans),
+                orphans=tuple(self._orphans),
             )
         *older, newest = [(launch, launch.refreshed_tree()) for launch in self._launches]
         tree = newest[1]
         cpu = self._past_cpu_seconds + sum(t.cpu_seconds or 0.0 for _, t in older)
-        orphans = len(self._orphans) + tree.orphans + sum(t.orphans for _, t in older)
+        old_trees = [old_tree for _, old_tree in older]
+        orphans = (*self._orphans, *(o for t in (*old_trees, tree) for o in t.orphans))
+        pids = (
+            *(pid for t in (tree, *old_trees) for pid in t.pids),
+            *(orphan.process.pid for orphan in self._orphans),
+        )
         for launch, old_tree in older:
             if launch.is_over:
                 self._past_cpu_seconds += old_tree.cpu_seconds or 0.0
                 launch.close()
                 self._launches.remove(launch)
-        if tree.cpu_seconds is None:
-            return replace(tree, orphans=orphans)
-        return replace(tree, orphans=orphans, cpu_seconds=tree.cpu_seconds + cpu)
+        if tree.cpu_seconds is not None:
+            cpu += tree.cpu_seconds
+        return replace(
+            tree,
+            pids=pids,
+            orphans=orphans,
+            cpu_seconds=None if tree.cpu_seconds is None else cpu,
+        )
 
 
 def _nobody(event: Event) -> None:

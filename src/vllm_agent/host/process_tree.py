@@ -14,6 +14,7 @@ from vllm_agent.observations import (
     ComponentAtClose,
     ComponentExit,
     ComponentRole,
+    Orphan,
     ProcessTree,
     Sight,
     SightKind,
@@ -138,16 +139,10 @@ class TreeWatch:
         return tuple(dict.fromkeys(member.process.pid for member in members))
 
     @property
-    def orphans(self) -> int:
-        """How many components have outlived the main process so far."""
-        if self._main.exit_seconds is None:
-            return 0
-        return sum(member.role is not None for member in self._members.alive.values())
-
-    @property
     def is_over(self) -> bool:
         """Whether the main process and every component have ended."""
-        return self._main.exit_seconds is not None and not self.orphans
+        is_main_gone = self._main.exit_seconds is not None
+        return is_main_gone and all(m.role is None for m in self._members.alive.values())
 
     def close(self) -> None:
         """Follows nothing any more and tells nothing more. May be repeated."""
@@ -222,12 +217,13 @@ class TreeWatch:
             process=self._main.process,
             is_main_alive=self._main.exit_seconds is None,
             components=self._shown_components(),
+            pids=self.pids,
             processes=len(stats),
             threads=sum(stat.threads for stat in stats) if stats else None,
             resident_bytes=sum(stat.resident_bytes for stat in stats) if stats else None,
             open_fds=sum(fds) if fds else None,
             cpu_seconds=self._members.cpu_seconds,
-            orphans=self.orphans,
+            orphans=self._orphans(stats),
         )
 
     def sights(self) -> tuple[Sight, Sight]:
@@ -294,6 +290,17 @@ class TreeWatch:
             for (role, rank), member in newest.items()
         ]
         return tuple(sorted(shown, key=_component_order))
+
+    def _orphans(self, stats: Iterable[ProcessStat]) -> tuple[Orphan, ...]:
+        """The components that have outlived the main process so far."""
+        if self._main.exit_seconds is None:
+            return ()
+        members = ((self._members.alive[stat.pid], stat) for stat in stats)
+        return tuple(
+            Orphan(m.process, m.role, m.rank, self._proc.start_unix_seconds(stat))
+            for m, stat in members
+            if m.role is not None
+        )
 
     def _is_main_serving(self) -> bool:
         command = self._sighting.command

@@ -3,6 +3,7 @@
 No judgement here, and no I/O. Unknown is None, never 0.
 """
 
+from vllm_agent.observations.gpus import Gpu, GpuFault, GpuProcess, GpuReading, GpuVendor
 from vllm_agent.observations.instant import Instant
 from vllm_agent.observations.probes import (
     Knock,
@@ -18,6 +19,7 @@ from vllm_agent.observations.processes import (
     ComponentAtClose,
     ComponentExit,
     ComponentRole,
+    Orphan,
     ProcessId,
     ProcessTree,
     Sight,
@@ -31,10 +33,16 @@ __all__ = [
     "ComponentAtClose",
     "ComponentExit",
     "ComponentRole",
+    "Gpu",
+    "GpuFault",
+    "GpuProcess",
+    "GpuReading",
+    "GpuVendor",
     "Instant",
     "Knock",
     "Listener",
     "MetricsFacts",
+    "Orphan",
     "Probe",
     "ProbeCause",
     "ProbeResult",

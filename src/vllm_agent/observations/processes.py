@@ -71,25 +71,40 @@ class Component:
     is_alive: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A component that outlived its main process, and holds on to what it has.
+
+    `start_seconds` is when it was started, in unix time.
+    """
+
+    process: ProcessId
+    role: ComponentRole
+    rank: str
+    start_seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessTree:
     """Everything that runs for a local server, whole tree, at one moment.
 
     `process` is the main process of the newest launch. `components` are those of that launch,
-    ended ones included. `orphans` counts components, of any launch, that outlived their main
-    process. Sums count a process whose value may not be read as nothing, and are None when no
-    process could be read; `cpu_seconds` never falls, not even from one launch to the next.
+    ended ones included. `pids` are all processes that live, of any launch, and `orphans` the
+    components among them that outlived their main process. Sums count a process whose value may not
+    be read as nothing, and are None when no process could be read; `cpu_seconds` never falls, not
+    even from one launch to the next.
     """
 
     process: ProcessId
     is_main_alive: bool
     components: tuple[Component, ...] = ()
+    pids: tuple[int, ...] = ()
     processes: int = 0
     threads: int | None = None
     resident_bytes: int | None = None
     open_fds: int | None = None
     cpu_seconds: float | None = None
-    orphans: int = 0
+    orphans: tuple[Orphan, ...] = ()
 
     @property
     def is_engine_gone(self) -> bool:
@@ -134,7 +149,7 @@ class VllmCommand:
 
 
 class SightKind(StrEnum):
-    """What the agent would like to see of a local server."""
+    """What the agent would like to see of a local server, or of the host."""
 
     FDS = "fds"
     EXIT_STATUS = "exit_status"
@@ -144,6 +159,8 @@ class SightKind(StrEnum):
     NETWORK = "network"
     PROCESSES = "processes"
     CONFIG_FILE = "config_file"
+    GPU = "gpu"
+    GPU_PROCESSES = "gpu_processes"
 
 
 @dataclass(frozen=True, slots=True)

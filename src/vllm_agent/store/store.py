@@ -34,7 +34,7 @@ from vllm_agent.store.rows import (
     storable,
     transition_row,
 )
-from vllm_agent.store.worker import Worker
+from vllm_agent.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

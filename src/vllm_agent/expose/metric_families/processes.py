@@ -79,7 +79,7 @@ PROCESS_FAMILIES: Final[tuple[Family[ServerSnapshot], ...]] = (
     gauge(
         "orphan_processes",
         "Components of the server that outlived their main process.",
-        _of_tree(lambda tree: tree.orphans),
+        _of_tree(lambda tree: len(tree.orphans)),
         modes=LOCAL_MODES,
     ),
 )

@@ -131,7 +131,7 @@ def _processes(server: ServerSnapshot) -> str:
     if tree is not None and tree.is_main_alive:
         lines += [f"{escape(_component(p))} is gone" for p in parts if not p.is_alive]
     if tree is not None and tree.orphans:
-        lines.append(f"<strong>{tree.orphans} orphaned</strong>")
+        lines.append(f"<strong>{len(tree.orphans)} orphaned</strong>")
     return "<br>".join(lines)
 
 
