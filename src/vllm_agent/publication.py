@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from vllm_agent.snapshot import AgentSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from vllm_agent.observations import Instant, Sight
-    from vllm_agent.snapshot import CollectorSnapshot, ServerSnapshot
+    from vllm_agent.snapshot import CollectorSnapshot, GpuSnapshot, ServerSnapshot
 
 
 def _unknown() -> int | None:
@@ -19,6 +19,11 @@ def _unknown() -> int | None:
 
 
 def _nothing() -> tuple[Sight, ...]:
+    return ()
+
+
+def _no_gpus(servers: Iterable[ServerSnapshot]) -> tuple[GpuSnapshot, ...]:
+    del servers
     return ()
 
 
@@ -33,6 +38,7 @@ class Publication:
         *,
         discovered: Callable[[], int | None] = _unknown,
         sights: Callable[[], tuple[Sight, ...]] = _nothing,
+        gpus: Callable[[Iterable[ServerSnapshot]], tuple[GpuSnapshot, ...]] = _no_gpus,
         config_file: str | None = None,
     ) -> None:
         self._started = started
@@ -40,6 +46,7 @@ class Publication:
         self._dropped = dropped
         self._discovered = discovered
         self._sights = sights
+        self._gpus = gpus
         self._config_file = config_file
         self._servers: dict[str, ServerSnapshot] = {}
         self._generation = 0
@@ -60,6 +67,11 @@ class Publication:
         self._is_ready = True
         self._generation += 1
 
+    @property
+    def servers(self) -> Iterable[ServerSnapshot]:
+        """The newest value of every server."""
+        return self._servers.values()
+
     def current(self) -> AgentSnapshot:
         """The agent and its servers as of now."""
         return AgentSnapshot(
@@ -73,4 +85,5 @@ class Publication:
             discovered=self._discovered(),
             sights=self._sights(),
             config_file=self._config_file,
+            gpus=self._gpus(self._servers.values()),
         )

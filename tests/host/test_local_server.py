@@ -16,7 +16,7 @@ import pytest
 
 from tests.host.tree_scene import sighting
 from vllm_agent.demo.launch import StandIn, free_port
-from vllm_agent.host import local_server
+from vllm_agent.host import local_launch, local_server
 from vllm_agent.host.clock import now
 from vllm_agent.host.idle_connection import IdleConnection
 from vllm_agent.host.local_launch import LocalHost
@@ -28,10 +28,17 @@ from vllm_agent.lifecycle.ending import judge
 from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled, TreeSeen
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import ServerState
-from vllm_agent.observations import Listener, ProbeCause, SightKind, VllmCommand
+from vllm_agent.observations import (
+    GpuFault,
+    Instant,
+    Listener,
+    ProbeCause,
+    SightKind,
+    VllmCommand,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from vllm_agent.lifecycle.ending import EndingEvidence
     from vllm_agent.lifecycle.events import Event
@@ -89,16 +96,42 @@ class Scene:
         return closed
 
 
+class ToyGpus:
+    """GPUs that had a fault; the newest look shows it, and may take long."""
+
+    def __init__(self, *, is_hung: bool = False) -> None:
+        self.may_look = asyncio.Event()
+        if not is_hung:
+            self.may_look.set()
+        self.is_looked_at = False
+        self.asked: list[set[int]] = []
+
+    async def look_now(self) -> None:
+        await self.may_look.wait()
+        self.is_looked_at = True
+
+    def fault_of(self, pids: Iterable[int], before_seconds: float) -> tuple[GpuFault, str] | None:
+        self.asked.append(set(pids))
+        if not self.is_looked_at:
+            return None
+        at = Instant(before_seconds - 5.0, 1_000.0)
+        return GpuFault("GPU-0", 79, at), "XID 79 on GPU 0"
+
+
 @contextlib.asynccontextmanager
 async def following(
-    *arguments: str, log: Path | None = None, is_serving: bool = True
+    *arguments: str,
+    log: Path | None = None,
+    is_serving: bool = True,
+    gpus: ToyGpus | None = None,
 ) -> AsyncIterator[Scene]:
     proc = Proc()
     with StandIn.start("--speed", "10", *arguments, log=log) as server:
         if is_serving:
             await server.serving()
         dropped: Counter[str] = Counter()
-        host = LocalHost(proc, ProcessTable(proc, now).now, now, lambda k: dropped.update([k]))
+        table = ProcessTable(proc, now)
+        host = LocalHost(proc, table.now, now, lambda k: dropped.update([k]), gpus)
         local = LocalServer(host, target_of)
         scene = Scene(server, local, dropped=dropped)
         found = sighting(proc, server.pid, VllmCommand(port=server.port, host="127.0.0.1"))
@@ -199,6 +232,27 @@ async def test_each_end_is_told_and_judged(how: str, state: ServerState, reason:
         assert began in scene.events
         if how == "kill engine":
             assert any(isinstance(event, ComponentEnded) for event in scene.events)
+
+
+async def test_a_fault_of_a_gpu_that_it_held_is_the_reason_of_a_crash():
+    gpus = ToyGpus()
+    async with following(gpus=gpus) as scene:
+        worker = scene.server.worker_pids[0]
+        scene.server.kill()
+        evidence = await scene.evidence()
+        assert (evidence.xid, evidence.gpu_fault) == (79, "XID 79 on GPU 0")
+        assert judge(evidence).reason is Reason.GPU_FAULT
+        # Whatever it ran counts, what ended before it did too.
+        assert {scene.server.pid, worker} <= gpus.asked[0]
+
+
+async def test_gpus_that_do_not_answer_hold_up_no_verdict(monkeypatch):
+    monkeypatch.setattr(local_launch, "SETTLE_SECONDS", 0.3)
+    async with following(gpus=ToyGpus(is_hung=True)) as scene:
+        scene.server.kill()
+        evidence = await scene.evidence()
+        assert evidence.xid is None
+        assert judge(evidence).reason is Reason.SIGNAL
 
 
 async def test_the_log_alone_tells_a_stop(tmp_path: Path):

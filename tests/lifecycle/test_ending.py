@@ -135,8 +135,31 @@ def test_rule_2_a_killed_process_alone_is_no_oom(oom_kills: int | None) -> None:
     assert verdict(killed) == (CRASHED, Reason.SIGNAL, 5)
 
 
-def test_rule_2_an_xid_is_a_gpu_fault() -> None:
-    assert verdict(replace(STOP, xid=79)) == (CRASHED, Reason.GPU_FAULT, 2)
+@pytest.mark.parametrize(
+    "crash",
+    [
+        STOP,  # by no more than that everything was on its way out
+        replace(STOP, main_wait_status=signal.SIGKILL),
+        replace(STOP, exits=(ComponentExit(ENGINE, CLOSE - 1, exited(1)),)),
+        EndingEvidence(),
+    ],
+)
+def test_rule_2_an_xid_is_a_gpu_fault(crash: EndingEvidence) -> None:
+    assert verdict(replace(crash, xid=79)) == (CRASHED, Reason.GPU_FAULT, 2)
+
+
+def test_rule_2_an_xid_makes_no_crash_of_a_stop_that_was_asked_for() -> None:
+    asked = replace(STOP, stop_sign_seconds=CLOSE - 2, xid=31, gpu_fault="XID 31 on GPU 0")
+    assert verdict(asked) == (STOPPED, None, 3)
+    assert "XID 31 on GPU 0" in judge(asked).evidence
+    trouble_first = replace(asked, exits=(ComponentExit(ENGINE, CLOSE - 3, exited(1)),))
+    assert verdict(trouble_first) == (CRASHED, Reason.GPU_FAULT, 2)
+
+
+def test_an_xid_is_told_once_with_the_gpu() -> None:
+    evidence = judge(replace(STOP, xid=79, gpu_fault="XID 79 on GPU 3")).evidence
+    assert evidence[0] == "XID 79 on GPU 3"
+    assert evidence.count("XID 79 on GPU 3") == 1
 
 
 @pytest.mark.parametrize(
@@ -362,7 +385,6 @@ def test_the_first_rule_that_matches_decides() -> None:
     seen = EndingEvidence(
         is_asked=True,
         oom_kills=1,
-        xid=79,
         logged_cause=Reason.NCCL,
         logged_cause_seconds=CLOSE - 3,
         stop_sign_seconds=CLOSE - 2,
@@ -375,7 +397,6 @@ def test_the_first_rule_that_matches_decides() -> None:
     expected = [
         (STOPPED, None, 1),
         (CRASHED, Reason.HOST_OOM, 2),
-        (CRASHED, Reason.GPU_FAULT, 2),
         (CRASHED, Reason.NCCL, 2),
         (STOPPED, None, 3),
         (CRASHED, Reason.ENGINE_DIED, 4),
@@ -387,7 +408,6 @@ def test_the_first_rule_that_matches_decides() -> None:
     for without in (
         {"is_asked": False},
         {"oom_kills": None},
-        {"xid": None},
         {"logged_cause": None},
         {"stop_sign_seconds": None},
         {"exits": ()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vllm_agent.host.launch_log import LaunchLog
 from vllm_agent.host.oom_kills import OomKills
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm_agent.host.proc import Proc, ProcessStat
     from vllm_agent.host.process_tree import TreeEvent
     from vllm_agent.lifecycle.events import Event
-    from vllm_agent.observations import Instant, ProcessTree, Sight, Sighting
+    from vllm_agent.observations import GpuFault, Instant, ProcessTree, Sight, Sighting
 
 SETTLE_SECONDS: Final = 1.8
 """Longest wait, after the main process is gone, for what tells how it ended: an ending is settled
@@ -32,14 +32,28 @@ within 2 s."""
 _LOGGER: Final = logging.getLogger(__name__)
 
 
+class GpuFaults(Protocol):
+    """What tells of the faults of GPUs; `host.gpu.collector` is the real one."""
+
+    async def look_now(self) -> None:
+        """Waits for a look at the GPUs that begins after this call."""
+
+    def fault_of(self, pids: Iterable[int], before_seconds: float) -> tuple[GpuFault, str] | None:
+        """The fault that explains an end of these processes, and a sentence about it."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalHost:
-    """What every launch on this host needs: /proc, its processes now, a clock, a counter."""
+    """What every launch on this host needs: /proc, its processes now, a clock, a counter.
+
+    `gpus` is None where none are looked at.
+    """
 
     proc: Proc
     processes: Callable[[], Iterable[ProcessStat]]
     clock: Callable[[], Instant]
     count_dropped: Callable[[str], None]
+    gpus: GpuFaults | None = None
 
 
 class LocalLaunch:
@@ -70,6 +84,7 @@ class LocalLaunch:
         self._unit_stop_seconds: float | None = None
         self._asking: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._tree = TreeWatch(
             sighting,
             host.proc,
@@ -125,7 +140,7 @@ class LocalLaunch:
         """Follows it no more, and tells nothing more."""
         self._tree.close()
         self._log.close()
-        for task in (self._asking, self._settling):
+        for task in (self._asking, self._looking, self._settling):
             if task is not None:
                 task.cancel()
 
@@ -137,6 +152,9 @@ class LocalLaunch:
                     self._tell(ComponentEnded(self.sighting.process, role))
             case MainGone():
                 self._tell(EndBegan(self.sighting.process))
+                if self._host.gpus is not None:
+                    look = self._host.gpus.look_now()
+                    self._looking = asyncio.create_task(look, name="look at GPUs")
                 self._settling = asyncio.create_task(self._settle(), name="settle")
         self._changed()
 
@@ -166,8 +184,9 @@ class LocalLaunch:
             async with asyncio.timeout(SETTLE_SECONDS):
                 await self._tree.settled(SETTLE_SECONDS)
                 await self._log.finish(self._now_seconds(), self._tree.all_pids)
-                if self._asking is not None:
-                    await self._asking
+                for task in (self._asking, self._looking):
+                    if task is not None:
+                        await task
         except TimeoutError:
             pass
         except Exception:
@@ -197,6 +216,7 @@ class LocalLaunch:
             else:
                 death_seconds, death = at_seconds, text
         stop_seconds, stop = min(stops, default=(None, ""))
+        fault = self._gpu_fault(tree.main_exit_seconds)
         return EndingEvidence(
             main_wait_status=tree.main_wait_status,
             main_exit_seconds=tree.main_exit_seconds,
@@ -205,8 +225,16 @@ class LocalLaunch:
             at_close=tree.at_close,
             exits=tree.exits,
             oom_kills=self._oom.risen(),
+            xid=None if fault is None else fault[0].xid,
+            gpu_fault="" if fault is None else fault[1],
             stop_sign_seconds=stop_seconds,
             stop_sign=stop,
             engine_death_logged_seconds=death_seconds,
             engine_death=death,
         )
+
+    def _gpu_fault(self, main_exit_seconds: float | None) -> tuple[GpuFault, str] | None:
+        if self._host.gpus is None:
+            return None
+        ended = self._now_seconds() if main_exit_seconds is None else main_exit_seconds
+        return self._host.gpus.fault_of(self._tree.all_pids, ended)

@@ -39,11 +39,12 @@ _HARMLESS_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGKILL})
 class EndingEvidence:
     """All that is known of the end of one launch; times are on the monotonic clock.
 
-    `oom_kills` is by how much oom_kill rose in its cgroup, `xid` a GPU fault on one of its devices.
-    `logged_cause` is a classified line of its log. `stop_sign_seconds` is when systemd or a log
-    line first said that it is being stopped; `engine_death_logged_seconds` when its log first
-    told of an engine's death. `at_close` is None where nobody looked at the close, empty where the
-    main process was alone. `stop_sign` and `engine_death` are sentences on who told of them.
+    `oom_kills` is by how much oom_kill rose in its cgroup, `xid` a GPU fault on one of its devices
+    and `gpu_fault` a sentence about it. `logged_cause` is a classified line of its log.
+    `stop_sign_seconds` is when systemd or a log line first said that it is being stopped;
+    `engine_death_logged_seconds` when its log first told of an engine's death. `at_close` is None
+    where nobody looked at the close, empty where the main process was alone. `stop_sign` and
+    `engine_death` are sentences on who told of them.
     """
 
     is_asked: bool = False
@@ -56,6 +57,7 @@ class EndingEvidence:
     exits: tuple[ComponentExit, ...] = ()
     oom_kills: int | None = None
     xid: int | None = None
+    gpu_fault: str = ""
     logged_cause: Reason | None = None
     logged_cause_seconds: float | None = None
     stop_sign_seconds: float | None = None
@@ -98,11 +100,13 @@ def judge(seen: EndingEvidence) -> Verdict:
         or _orderly(seen)
         or Verdict(ServerState.CRASHED, Reason.UNKNOWN, 7, ("nothing that was seen tells why",))
     )
-    return replace(verdict, evidence=(*verdict.evidence, *_also_seen(seen)))
+    return replace(verdict, evidence=(*verdict.evidence, *_also_seen(seen, verdict)))
 
 
-def _also_seen(seen: EndingEvidence) -> Iterator[str]:
+def _also_seen(seen: EndingEvidence, verdict: Verdict) -> Iterator[str]:
     """The facts of an end in the order of what people ask first, whatever they decided."""
+    if seen.gpu_fault and verdict.reason is not Reason.GPU_FAULT:
+        yield seen.gpu_fault
     if seen.main_wait_status is not None:
         yield f"main process: {_how(seen.main_wait_status)}{_when(seen.main_exit_seconds, seen)}"
     ended = sorted(seen.exits, key=lambda e: e.at_seconds)
@@ -145,8 +149,8 @@ def _cause(seen: EndingEvidence) -> Verdict | None:
     if seen.oom_kills and any(exit_signal(s) == signal.SIGKILL for s in statuses):
         text = f"the kernel's OOM killer ended {seen.oom_kills} process(es) of its cgroup"
         return Verdict(ServerState.CRASHED, Reason.HOST_OOM, 2, (text,))
-    if seen.xid is not None:
-        text = f"XID {seen.xid} on one of its GPUs"
+    if seen.xid is not None and not _is_told_to_stop(seen):
+        text = seen.gpu_fault or f"XID {seen.xid} on one of its GPUs"
         return Verdict(ServerState.CRASHED, Reason.GPU_FAULT, 2, (text,))
     if seen.logged_cause is not None and not _is_before(
         seen.stop_sign_seconds, seen.logged_cause_seconds
@@ -164,6 +168,16 @@ def _stop_or_trouble(seen: EndingEvidence) -> Verdict | None:
     if trouble is not None:
         return Verdict(ServerState.CRASHED, _who_died(seen), 4, (trouble[1],))
     return None
+
+
+def _is_told_to_stop(seen: EndingEvidence) -> bool:
+    """Whether it was told to stop before anything went wrong with it.
+
+    A GPU fault explains a crash. It makes none of a stop that somebody asked for: servers share a
+    GPU, and the fault may have been another's.
+    """
+    verdict = _stop_or_trouble(seen)
+    return verdict is not None and verdict.state is ServerState.STOPPED
 
 
 def _stop_signs(seen: EndingEvidence) -> list[tuple[float, str]]:

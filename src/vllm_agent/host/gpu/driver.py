@@ -1,0 +1,149 @@
+"""One GPU driver: asked in a thread of its own, which is all that a driver that hangs can take."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from vllm_agent.config.gpu import GpuUse
+from vllm_agent.host.gpu.reader import DriverError, NoDriverError
+from vllm_agent.worker import Worker
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Collection
+
+    from vllm_agent.host.gpu.reader import GpuReader
+    from vllm_agent.observations import GpuFault, GpuReading
+
+ABSENT_SECONDS: Final = 60.0
+"""How often a driver that is not there is looked for again: modules are loaded long after boot, and
+to look costs less than a millisecond."""
+
+_KERNEL_LOG: Final = "look at the kernel's log: journalctl -k --grep 'NVRM|amdgpu'"
+_INSTALL: Final = (
+    "install the driver, or give its library to the agent's container (nvidia-container-toolkit); "
+    "without 'required' in the configuration its absence is no fault"
+)
+_LOGGER: Final = logging.getLogger(__name__)
+
+
+class Driver:
+    """Asks one kind of driver, and knows whether it works.
+
+    `reading` is what it said last, None unless that was the last time it was asked. `fault` says
+    why not and `fix` what to do, empty where nothing is wrong or the fault says it; `is_absent` is
+    whether it is not on this host, and need not be. `told` gets the faults that it reports, in the
+    event loop.
+    """
+
+    def __init__(
+        self,
+        reader: GpuReader,
+        use: GpuUse,
+        *,
+        timeout_seconds: float,
+        monotonic: Callable[[], float],
+        told: Callable[[GpuFault], None],
+    ) -> None:
+        self._reader = reader
+        self._use = use
+        self._timeout_seconds = timeout_seconds
+        self._monotonic = monotonic
+        self._told = told
+        self._worker = Worker(f"gpu {reader.name}")
+        self._call: asyncio.Future[GpuReading] | None = None
+        self._is_open = False
+        self._look_not_before_seconds = 0.0
+        self.reading: GpuReading | None = None
+        self.fault = ""
+        self.fix = ""
+        self.is_absent = False
+        self._was_present = False
+
+    @property
+    def name(self) -> str:
+        """What the configuration calls it."""
+        return self._reader.name
+
+    async def look(self, pids: Collection[int]) -> None:
+        """Asks it once, unless it still hangs or is known to be absent. Never raises."""
+        if self._call is not None:
+            if not self._call.done():
+                return
+            # What it says so late is no longer so, but what it reports was never reported before.
+            self._take_faults(self._call)
+            self._call = None
+        if self._monotonic() < self._look_not_before_seconds:
+            return
+        call = self._worker.submit(partial(self._read, pids))
+        try:
+            await self._worker.wait(call, self._timeout_seconds)
+        except TimeoutError:
+            self._call = call
+            text = f"the {self.name} driver has not answered for {self._timeout_seconds:g} s"
+            self._fail(text, _KERNEL_LOG)
+            return
+        self._take(call)
+
+    def close(self) -> None:
+        """Lets its thread end, once the driver lets go of it."""
+        self._worker.submit(self._reader.close)
+        self._worker.stop()
+
+    def _read(self, pids: Collection[int]) -> GpuReading:
+        """Runs in the thread, as does everything of the reader."""
+        try:
+            if not self._is_open:
+                self._reader.open()
+                self._is_open = True
+            return self._reader.read(pids)
+        except Exception:
+            self._is_open = False
+            self._reader.close()
+            raise
+
+    def _take(self, call: asyncio.Future[GpuReading]) -> None:
+        try:
+            reading = call.result()
+        except NoDriverError as error:
+            self._be_absent(str(error))
+        except DriverError as error:
+            self._fail(str(error))
+        except Exception as error:
+            if not self.fault:
+                _LOGGER.exception("a GPU driver could not be read", extra={"driver": self.name})
+            self._fail(f"a fault of the agent: {error}")
+        else:
+            self._work(reading)
+            self._take_faults(call)
+
+    def _take_faults(self, call: asyncio.Future[GpuReading]) -> None:
+        if call.exception() is None:
+            for fault in call.result().faults:
+                self._told(fault)
+
+    def _work(self, reading: GpuReading) -> None:
+        if self.fault:
+            _LOGGER.info("the GPU driver answers again", extra={"driver": self.name})
+        elif not self._was_present:
+            count = len(reading.gpus)
+            _LOGGER.info("found a GPU driver", extra={"driver": self.name, "gpus": count})
+        self.reading, self.fault, self.fix, self.is_absent = reading, "", "", False
+        self._was_present = True
+
+    def _be_absent(self, detail: str) -> None:
+        self._look_not_before_seconds = self._monotonic() + ABSENT_SECONDS
+        if self._use is GpuUse.REQUIRED or self._was_present:
+            self._fail(detail, _INSTALL if self._use is GpuUse.REQUIRED else "")
+            return
+        if not self.is_absent:
+            _LOGGER.info("no GPU driver", extra={"driver": self.name, "detail": detail})
+        self.reading, self.fault, self.fix, self.is_absent = None, "", "", True
+
+    def _fail(self, detail: str, fix: str = "") -> None:
+        if detail != self.fault:
+            text = "no word from a GPU driver"
+            _LOGGER.warning(text, extra={"driver": self.name, "detail": detail})
+        self.reading, self.fault, self.fix, self.is_absent = None, detail, fix, False

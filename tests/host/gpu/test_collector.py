@@ -1,0 +1,309 @@
+"""The looks at the GPUs: how often, what is made of them, and what they tell of an end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.expose.snapshots import local_server, tree
+from tests.host.gpu.scene import DEADLINE_SECONDS, GIB, ToyReader, gpu, xid
+from vllm_agent.config.gpu import GpuUse
+from vllm_agent.demo.launch import StandIn, kill_all
+from vllm_agent.host.gpu import collector as module
+from vllm_agent.host.gpu.collector import (
+    AFTERMATH_XIDS,
+    FAULT_LOG_SECONDS,
+    FAULT_SECONDS,
+    FAULTS_DROPPED,
+    HELD_SECONDS,
+    MAX_FAULTS,
+    MIN_PAUSE_SECONDS,
+    GpuCollector,
+)
+from vllm_agent.host.gpu.reader import DriverError, NoDriverError
+from vllm_agent.host.proc import Proc
+from vllm_agent.observations import Instant, Sight, SightKind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+LONG_SECONDS = 600.0
+
+
+class Scene:
+    """A collector at work, on a clock that stands still unless it is moved."""
+
+    def __init__(self, *readers: ToyReader, timeout_seconds: float) -> None:
+        self.seconds = 1_000.0
+        self.dropped: Counter[str] = Counter()
+        self.pids: list[int] = []
+        self.collector = GpuCollector(
+            [(reader, GpuUse.AUTO) for reader in readers],
+            proc=Proc(),
+            clock=lambda: Instant(self.seconds, self.seconds),
+            pids=lambda: self.pids,
+            count_dropped=lambda kind: self.dropped.update([kind]),
+            interval_seconds=LONG_SECONDS,
+            timeout_seconds=timeout_seconds,
+        )
+
+    async def look(self) -> None:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await self.collector.look_now()
+
+    def xids(self) -> dict[str, dict[int, int]]:
+        told = self.collector.snapshots([])
+        return {one.gpu.uuid: {x: count.count for x, count in one.xids.items()} for one in told}
+
+
+@contextlib.asynccontextmanager
+async def scene(*readers: ToyReader, timeout_seconds: float = 5.0) -> AsyncIterator[Scene]:
+    played = Scene(*readers, timeout_seconds=timeout_seconds)
+    task = asyncio.create_task(played.collector.run())
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await played.collector.first_look_done.wait()
+        yield played
+    finally:
+        for reader in readers:
+            reader.may_answer.set()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def _sighted(monkeypatch):
+    # Where these tests run in a container of their own, PIDs are told apart all the same.
+    sight = Sight(SightKind.PROCESSES, is_visible=True)
+    monkeypatch.setattr(module, "process_sight", lambda _: sight)
+
+
+async def test_no_driver_is_no_collector_and_nothing_to_see():
+    async with scene(ToyReader(open_error=NoDriverError("none"))) as played:
+        collector = played.collector
+        assert (collector.status, collector.sights, collector.snapshots([])) == (None, (), ())
+        await played.look()  # returns at once: there is nothing to look at
+
+
+async def test_no_reader_at_all_is_no_collector():
+    async with scene() as played:
+        assert played.collector.status is None
+
+
+async def test_before_the_first_look_nothing_is_said():
+    played = Scene(ToyReader((gpu("0"),)), timeout_seconds=1.0)
+    assert (played.collector.status, played.collector.snapshots([])) == (None, ())
+
+
+async def test_devices_of_every_driver_are_shown_and_the_collector_is_up():
+    one, two = ToyReader((gpu("0"),)), ToyReader((gpu("1"),), name="other")
+    async with scene(one, two) as played:
+        assert [told.gpu.index for told in played.collector.snapshots([])] == ["0", "1"]
+        status = played.collector.status
+        assert status is not None
+        assert (status.name, status.is_up, status.detail) == ("gpu", True, "")
+        assert status.last_success_unix_seconds == played.seconds
+        assert status.duration_seconds == 0.0
+        kinds = {sight.kind: sight.is_visible for sight in played.collector.sights}
+        assert kinds == {SightKind.GPU: True, SightKind.GPU_PROCESSES: True}
+
+
+async def test_a_driver_that_hangs_takes_its_devices_along_and_no_other():
+    hung, well = ToyReader((gpu("0"),)), ToyReader((gpu("1"),), name="other")
+    async with scene(hung, well, timeout_seconds=0.1) as played:
+        hung.hang()
+        await played.look()
+        assert [told.gpu.index for told in played.collector.snapshots([])] == ["1"]
+        status = played.collector.status
+        assert status is not None
+        assert not status.is_up
+        assert "toy" in status.detail
+        assert [s.is_visible for s in played.collector.sights] == [False]
+        await played.look()  # does not wait for it a second time
+        hung.may_answer.set()
+        while not played.collector.is_up:
+            await played.look()
+        assert len(played.collector.snapshots([])) == 2
+
+
+async def test_a_look_that_is_asked_for_begins_after_the_asking():
+    reader = ToyReader((gpu("0"),))
+    async with scene(reader) as played:
+        reader.gpus = (gpu("0"), gpu("1"))
+        await played.look()
+        assert len(played.collector.snapshots([])) == 2
+
+
+async def test_many_who_ask_share_a_look_and_looks_keep_a_distance():
+    reader = ToyReader((gpu("0"),))
+    async with scene(reader) as played:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await played.look()
+        await asyncio.gather(*(played.look() for _ in range(50)))
+        assert reader.calls.count("read") == 3
+        assert loop.time() - began >= MIN_PAUSE_SECONDS
+
+
+async def test_the_pids_of_the_servers_are_handed_to_drivers_that_list_none():
+    reader = ToyReader((gpu("0"),))
+    async with scene(reader) as played:
+        played.pids = [4, 2]
+        await played.look()
+        assert reader.asked[-1] == (4, 2)
+
+
+async def test_an_orphan_of_a_server_that_nobody_knew_is_recognized_by_its_title():
+    reader = ToyReader()
+    with StandIn.start("--tensor-parallel-size", "1") as server:
+        await server.serving()
+        engine, worker = server.engine_pids[0], server.worker_pids[0]
+        reader.gpus = (gpu("0", (engine, GIB), (worker, 30 * GIB), (os.getpid(), 2 * GIB)),)
+        async with scene(reader) as played:
+            (told,) = played.collector.snapshots([])
+            # Its API server lives, known to the agent or not.
+            assert (told.orphans, told.other_bytes) == ((), 34 * GIB)
+            server.kill()
+            await server.exited()
+            await played.look()
+            (told,) = played.collector.snapshots([])
+            assert told.orphans is not None
+            assert {orphan.pid for orphan in told.orphans} == {engine, worker}
+            assert (told.orphan_bytes, told.other_bytes) == (31 * GIB, 3 * GIB)
+            kill_all([engine, worker])
+            await played.look()
+            (told,) = played.collector.snapshots([])
+            assert told.orphans == ()
+
+
+async def test_without_the_host_s_pids_nobody_is_named_and_it_is_said_what_helps(monkeypatch):
+    blind = Sight(SightKind.PROCESSES, False, "in a container", "--pid=host")  # noqa: FBT003
+    monkeypatch.setattr(module, "process_sight", lambda _: blind)
+    holder = local_server("llama", tree=tree(pids=(10,)))
+    async with scene(ToyReader((gpu("0", (10, GIB)),))) as played:
+        (told,) = played.collector.snapshots([holder])
+        assert (told.servers, told.orphans, told.other_bytes) == ({}, None, None)
+        assert told.gpu.memory_used_bytes == 2 * GIB
+        sight = played.collector.sights[1]
+        assert (sight.kind, sight.is_visible) == (SightKind.GPU_PROCESSES, False)
+        assert "in a container" in sight.why_not
+        assert sight.fix == "--pid=host"
+
+
+async def test_a_driver_that_lists_no_processes_is_told_of():
+    async with scene(ToyReader((gpu("0", processes=None),))) as played:
+        assert "does not tell which processes" in played.collector.sights[1].why_not
+
+
+# Lost devices, and faults.
+
+
+async def test_a_lost_gpu_is_logged_once_and_so_is_its_return(caplog):
+    caplog.set_level(logging.INFO, "vllm_agent.host.gpu.collector")
+    reader = ToyReader((gpu("0"), gpu("1")))
+    async with scene(reader) as played:
+        reader.gpus = (gpu("0"), gpu("1", is_lost=True, processes=None))
+        for _ in range(2):
+            await played.look()
+        reader.gpus = (gpu("0"), gpu("1"))
+        await played.look()
+    told = [r.getMessage() for r in caplog.records if r.name.endswith("collector")]
+    assert told == ["a GPU is lost", "a GPU is back"]
+
+
+async def test_faults_are_counted_and_logged_now_and_then(caplog):
+    reader = ToyReader((gpu("0"), gpu("1")), faults=[xid(31), xid(31), xid(79, "GPU-1")])
+    async with scene(reader) as played:
+        assert played.xids() == {"GPU-0": {31: 2}, "GPU-1": {79: 1}}
+        played.seconds += FAULT_LOG_SECONDS
+        reader.faults = [xid(31, at=played.seconds)]
+        await played.look()
+        assert played.xids()["GPU-0"] == {31: 3}
+        newest = played.collector.snapshots([])[0].xids[31]
+        assert newest.last_unix_seconds == played.seconds
+    assert [r.getMessage() for r in caplog.records].count("XID") == 3
+
+
+async def test_a_fault_explains_an_end_on_its_gpu_only():
+    reader = ToyReader((gpu("0", (10, GIB)), gpu("1", (20, GIB))), faults=[xid(79)])
+    async with scene(reader) as played:
+        fault = played.collector.fault_of([9, 10], played.seconds)
+        assert fault is not None
+        assert fault[0].xid == 79
+        assert fault[1] == "XID 79 on GPU 0 (GPU-0)"
+        assert played.collector.fault_of([20], played.seconds) is None
+        assert played.collector.fault_of([], played.seconds) is None
+
+
+async def test_who_held_a_gpu_that_is_lost_now_is_remembered():
+    reader = ToyReader((gpu("0", (10, GIB)),))
+    async with scene(reader) as played:
+        reader.gpus = (gpu("0", is_lost=True, processes=None),)
+        reader.faults = [xid(79)]
+        await played.look()
+        assert played.collector.fault_of([10], played.seconds) is not None
+        reader.error = DriverError("gone")
+        await played.look()
+        assert played.collector.fault_of([10], played.seconds) is not None
+        played.seconds += HELD_SECONDS + 1
+        reader.faults = [xid(79, at=played.seconds)]
+        reader.error = None
+        await played.look()
+        assert played.collector.fault_of([10], played.seconds) is None
+
+
+async def test_a_fault_long_before_an_end_explains_nothing():
+    reader = ToyReader((gpu("0", (10, GIB)),), faults=[xid(79)])
+    async with scene(reader) as played:
+        at = played.seconds
+        assert played.collector.fault_of([10], at + FAULT_SECONDS) is not None
+        assert played.collector.fault_of([10], at + FAULT_SECONDS + 0.1) is None
+        # What is told a moment later, too, was there before.
+        assert played.collector.fault_of([10], at - 1) is not None
+
+
+async def test_of_several_faults_the_first_is_the_cause_and_an_aftermath_never():
+    (aftermath,) = AFTERMATH_XIDS
+    faults = [xid(aftermath), xid(31), xid(43)]
+    async with scene(ToyReader((gpu("0", (10, GIB)),), faults=faults)) as played:
+        fault = played.collector.fault_of([10], played.seconds)
+        assert fault is not None
+        assert fault[0].xid == 31
+
+
+@pytest.mark.parametrize(
+    ("instance", "is_explained"), [(None, True), ("MIG-a", True), ("MIG-b", False)]
+)
+async def test_a_fault_of_a_mig_instance_is_its_own_and_one_of_the_device_is_everybody_s(
+    instance, is_explained
+):
+    device = gpu("0", processes=None, memory_used_bytes=None)
+    part = gpu("0:0", (10, GIB), uuid="MIG-a", parent_uuid="GPU-0")
+    reader = ToyReader((device, part), faults=[xid(31, instance=instance)])
+    async with scene(reader) as played:
+        assert (played.collector.fault_of([10], played.seconds) is not None) is is_explained
+
+
+async def test_a_storm_of_faults_is_counted_in_full_and_remembered_in_part():
+    storm = [xid(13)] * (MAX_FAULTS + 7)
+    async with scene(ToyReader((gpu("0"),), faults=storm)) as played:
+        assert played.xids() == {"GPU-0": {13: MAX_FAULTS + 7}}
+        assert played.dropped == {FAULTS_DROPPED: 7}
+
+
+async def test_a_fault_of_ours_in_a_look_ends_neither_the_looking_nor_who_waits(monkeypatch):
+    reader = ToyReader((gpu("0"),))
+    async with scene(reader) as played:
+        monkeypatch.setattr(GpuCollector, "_remember", lambda *_: 1 / 0)
+        await played.look()
+        monkeypatch.undo()
+        reader.gpus = (replace(gpu("0"), uuid="GPU-new"),)
+        await played.look()
+        assert played.collector.snapshots([])[0].gpu.uuid == "GPU-new"
