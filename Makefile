@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps demo test check format docs bench test-vllm test-vllm-all clean
+.PHONY: help setup deps demo test check format docs bench test-vllm test-vllm-all test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ test-vllm: setup ## a real vLLM on the CPU, a handful of launches (builds its en
 test-vllm-all: setup ## a real vLLM on the CPU, every way of ending, idle and with streams
 	$(PYTHON) tests/vllm/prepare.py
 	$(BIN)/python -m pytest tests/vllm -rP
+
+test-gpu: setup ## a real NVIDIA GPU and its driver, where this machine has them
+	$(BIN)/python -m pytest tests/gpu -rP
 
 clean: ## removes the environment and caches of this checkout
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

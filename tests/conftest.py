@@ -8,8 +8,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fake_nvml import FakeDriver, build
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a stand-in for NVIDIA's driver library."""
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not installed: run 'make deps'")
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def fake_driver(nvml_folder: Path, tmp_path: Path) -> FakeDriver:
+    """A driver without devices, for programs started with its environment."""
+    return FakeDriver(nvml_folder, tmp_path / "nvml_state")
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

@@ -7,6 +7,8 @@ packages=(
   prometheus-alertmanager
   prometheus-blackbox-exporter
   prometheus-node-exporter
+  gcc
+  libc6-dev
   systemd
 )
 

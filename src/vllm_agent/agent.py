@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import connector
 
 from vllm_agent import __version__, log
+from vllm_agent.config.gpu import GpuUse
 from vllm_agent.expose.exposition import Exposition
 from vllm_agent.expose.http_api import control_app, read_app
 from vllm_agent.host.clock import now
 from vllm_agent.host.discovery import Discovery
+from vllm_agent.host.gpu.amdgpu import AmdgpuReader
+from vllm_agent.host.gpu.collector import GpuCollector
+from vllm_agent.host.gpu.demo import DemoReader
+from vllm_agent.host.gpu.nvml import NvmlReader
 from vllm_agent.host.local_launch import LocalHost
 from vllm_agent.host.proc import Proc
 from vllm_agent.host.process_table import ProcessTable
@@ -30,14 +35,17 @@ from vllm_agent.store import StateDirectoryInUse, Store
 from vllm_agent.web_server import CannotListen, WebServer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from aiohttp import web
 
     from vllm_agent.config import Config
     from vllm_agent.config.flags import Settings
+    from vllm_agent.config.gpu import GpuConfig
+    from vllm_agent.host.gpu.reader import GpuReader
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.observations import Sight
+    from vllm_agent.snapshot import GpuSnapshot, ServerSnapshot
 
 OPEN_FILES: Final = 1024
 """Enough for 32 servers with 20 processes each: a file for each process, some for each probe."""
@@ -84,6 +92,7 @@ class _Agent:
         self._left_out: Counter[str] = Counter()
         self._control_retry: asyncio.Task[None] | None = None
         self._discovery: Discovery | None = None
+        self._gpus: GpuCollector
         self._store: Store
         self._roster: Roster
         self._exposition: Exposition
@@ -103,6 +112,7 @@ class _Agent:
             self._dropped,
             discovered=self._discovered,
             sights=self._sights,
+            gpus=self._gpu_snapshots,
             config_file=None if source is None else str(source),
         )
         self._exposition = Exposition(publication.current, now, self._count_dropped)
@@ -119,11 +129,20 @@ class _Agent:
     def _build(self, publication: Publication) -> None:
         proc = Proc()
         table = ProcessTable(proc, now)
+        self._gpus = GpuCollector(
+            _readers(self._config.gpu, proc),
+            proc=proc,
+            clock=now,
+            pids=lambda: _pids(publication.servers),
+            count_dropped=self._count_dropped,
+            interval_seconds=self._config.gpu.interval_seconds,
+            timeout_seconds=self._config.gpu.timeout_seconds,
+        )
         self._roster = roster = Roster(
             self._config,
             store=self._store,
             publication=publication,
-            host=LocalHost(proc, table.now, now, self._count_dropped),
+            host=LocalHost(proc, table.now, now, self._count_dropped, self._gpus),
             clock=now,
             count_dropped=self._count_dropped,
         )
@@ -191,6 +210,7 @@ class _Agent:
         tasks = [
             asyncio.create_task(self._roster.leave_when_due(), name="leave"),
             asyncio.create_task(self._become_ready(publication), name="become ready"),
+            asyncio.create_task(self._gpus.run(), name="gpus"),
         ]
         if self._discovery is not None:
             tasks.append(asyncio.create_task(self._discovery.run(), name="discovery"))
@@ -210,6 +230,7 @@ class _Agent:
             await self._discovery.first_look_done.wait()
             self._roster.first_look_over(self._discovery.strays)
         await self._roster.wait_first_looks()
+        await self._gpus.first_look_done.wait()
         _settle_memory()
         publication.become_ready()
         _LOGGER.info("ready", extra={"servers": len(list(self._roster.runners))})
@@ -223,9 +244,9 @@ class _Agent:
             last_success_unix_seconds=status.last_success_unix_seconds,
             detail=status.detail,
         )
-        if self._discovery is None:
-            return (self._probes(), store)
-        return (self._discovery.status, self._probes(), store)
+        discovery = None if self._discovery is None else self._discovery.status
+        sources = (discovery, self._probes(), self._gpus.status, store)
+        return tuple(source for source in sources if source is not None)
 
     def _probes(self) -> CollectorSnapshot:
         runners = list(self._roster.runners)
@@ -243,14 +264,29 @@ class _Agent:
     def _discovered(self) -> int | None:
         return None if self._discovery is None else self._discovery.servers
 
+    def _gpu_snapshots(self, servers: Iterable[ServerSnapshot]) -> tuple[GpuSnapshot, ...]:
+        return self._gpus.snapshots(servers)
+
     def _sights(self) -> tuple[Sight, ...]:
-        return () if self._discovery is None else self._discovery.sights
+        sights = () if self._discovery is None else self._discovery.sights
+        return (*sights, *self._gpus.sights)
 
     def _count_dropped(self, kind: str) -> None:
         self._left_out[kind] += 1
 
     def _dropped(self) -> Mapping[str, int]:
         return self._left_out + Counter(self._store.dropped)
+
+
+def _readers(config: GpuConfig, proc: Proc) -> list[tuple[GpuReader, GpuUse]]:
+    if config.demo:
+        return [(DemoReader(proc, now), GpuUse.REQUIRED)]
+    readers = ((NvmlReader(now), config.nvml), (AmdgpuReader(), config.amdgpu))
+    return [(reader, use) for reader, use in readers if use is not GpuUse.OFF]
+
+
+def _pids(servers: Iterable[ServerSnapshot]) -> list[int]:
+    return [pid for server in servers if server.tree is not None for pid in server.tree.pids]
 
 
 def _settle_memory() -> None:

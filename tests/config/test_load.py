@@ -244,7 +244,7 @@ def test_a_long_chain_of_merges_is_followed(tmp_path: Path):
 
     found = problems_of("\n".join(lines), tmp_path)
 
-    assert found[0] == "1: k0: is not a known key (known: discovery, servers)"
+    assert found[0] == "1: k0: is not a known key (known: discovery, gpu, servers)"
     assert len(found) == 300
 
 
@@ -255,7 +255,7 @@ def test_a_long_value_is_cut_in_a_message(tmp_path: Path):
 
 
 def test_an_odd_key_is_quoted_in_its_path(tmp_path: Path):
-    expected = [r"1: 'a\nb': is not a known key (known: discovery, servers)"]
+    expected = [r"1: 'a\nb': is not a known key (known: discovery, gpu, servers)"]
 
     assert expected == problems_of(r'"a\nb": 1', tmp_path)
 
@@ -301,6 +301,7 @@ KEYS = st.sampled_from(
             "x",
         ),
         *("discovery", "page", "match", "port", "systemd_unit", "container", "pid_file", "command"),
+        *("gpu", "nvml", "amdgpu", "demo", "timeout"),
     ]
 )
 SCALARS = st.one_of(
@@ -348,7 +349,7 @@ YAML_PIECES = st.sampled_from(
         *"[]{},:-?&*!|>'\"%@`#<\t\n ",
         *("- ", ": ", "<<: *", "&a ", "*a", "!!str ", "!", "---\n", "\\ud800", "1e999", "x"),
         *("servers:\n", "  - name: a\n", "    url: http://h\n", "    mode: external\n"),
-        *("    match: {command: '(", "discovery:\n"),
+        *("    match: {command: '(", "discovery:\n", "gpu: {nvml: "),
     ]
 )
 
@@ -364,6 +365,6 @@ def test_no_yaml_syntax_makes_load_raise_anything_else(
 def test_no_shape_of_values_makes_load_raise_anything_else(
     tree: object, tmp_path_factory: pytest.TempPathFactory
 ):
-    content = json.dumps({"servers": [tree], "discovery": tree, "x": tree}).encode()
+    content = json.dumps({"servers": [tree], "discovery": tree, "gpu": tree, "x": tree}).encode()
 
     assert_usable(outcome(content, tmp_path_factory.getbasetemp()))

@@ -50,6 +50,7 @@ class AgentProcess:
         port: int | None = None,
         environ: Mapping[str, str] | None = None,
         discovery: str | None = None,
+        gpu: str = "{}",
         prefix: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
@@ -59,7 +60,7 @@ class AgentProcess:
         self.config_path = folder / "config.yml"
         settings = discovery or ("{enabled: false}" if servers else "{}")
         listed = f"servers:\n{servers}" if servers else ""
-        self.config_path.write_text(f"discovery: {settings}\n{listed}")
+        self.config_path.write_text(f"discovery: {settings}\ngpu: {gpu}\n{listed}")
         self._command = [
             *prefix,
             sys.executable,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from vllm_agent.host.proc import ProcessStat
 from vllm_agent.host.strays import MAX_ANCESTORS, is_stray
 from vllm_agent.host.vllm_argv import role_of_name
+
+if TYPE_CHECKING:
+    from vllm_agent.host.proc import Proc
 
 PLAIN = ProcessStat(
     pid=1,
@@ -27,17 +31,36 @@ HOST_INIT = PLAIN
 ENGINE, WORKER, PARENT = 500, 600, 400
 
 
+@dataclass
+class ToyProc:
+    """What /proc tells of the parent beyond its stat."""
+
+    exe: str | None
+    firsts: set[int]
+
+    def inner_pid(self, pid: int) -> int:
+        return 1 if pid in self.firsts else pid
+
+    def program(self, pid: int) -> str | None:
+        del pid
+        return self.exe
+
+
 def stray(
     parent: str | None,
     *,
     parent_pid: int = PARENT,
-    inner: dict[int, int] | None = None,
+    program: str | None = "python3.12",
+    is_pid_1: bool = False,
+    session: int = 1,
     mains: tuple[int, ...] = (),
     leaf: int = WORKER,
 ) -> bool:
     stats = {
         1: HOST_INIT,
-        ENGINE: replace(PLAIN, pid=ENGINE, name="VLLM::EngineCor", parent=parent_pid),
+        ENGINE: replace(
+            PLAIN, pid=ENGINE, name="VLLM::EngineCor", parent=parent_pid, session=session
+        ),
         WORKER: replace(PLAIN, pid=WORKER, name="VLLM::Worker_TP", parent=ENGINE),
     }
     if parent is not None:
@@ -47,14 +70,14 @@ def stray(
         stat_of=stats.get,
         is_component=lambda stat: role_of_name(stat.name) is not None,
         is_main=lambda stat: stat.pid in mains,
-        inner_pid=lambda pid: {1: 1, **(inner or {})}.get(pid, pid),
+        proc=cast("Proc", ToyProc(program, {1, parent_pid} if is_pid_1 else {1})),
     )
 
 
 @pytest.mark.parametrize("leaf", [ENGINE, WORKER])
 @pytest.mark.parametrize(
     ("parent", "pid"),
-    [("systemd", 1), ("launchd", 1), ("systemd", PARENT), ("bash", PARENT), ("tini", PARENT)],
+    [("systemd", 1), ("systemd", PARENT), ("bash", PARENT), ("tini", PARENT), ("pause", PARENT)],
 )
 def test_below_an_init_a_subreaper_or_a_shell_it_is_a_stray(parent, pid, leaf):
     assert stray(parent, parent_pid=pid, leaf=leaf)
@@ -65,18 +88,25 @@ def test_without_a_parent_it_is_a_stray():
     assert stray(None)
 
 
-@pytest.mark.parametrize(
-    "parent", ["python3", "python3.12", "pt_main_thread", "vllm", "ray::Serve"]
-)
+@pytest.mark.parametrize("parent", ["python3", "pt_main_thread", "vllm", "serve.py", "ray::Serve"])
 @pytest.mark.parametrize("is_pid_1", [False, True])
 def test_below_a_program_that_starts_components_it_is_none(parent, is_pid_1):
     # A script with LLM(), a Ray worker or a KServe wrapper; also as PID 1 of its container.
-    assert not stray(parent, inner={PARENT: 1} if is_pid_1 else {})
+    assert not stray(parent, is_pid_1=is_pid_1)
 
 
-def test_pid_1_of_a_container_of_any_other_name_is_a_reaper():
-    assert stray("entrypoint", inner={PARENT: 1})
-    assert not stray("entrypoint")
+def test_pid_1_of_a_container_that_is_no_python_is_a_reaper():
+    assert stray("entrypoint", program="entrypoint", is_pid_1=True)
+    assert not stray("entrypoint", program="entrypoint")
+
+
+def test_what_pid_1_got_from_another_session_it_did_not_start():
+    assert stray("supervise.py", is_pid_1=True, session=77)
+    assert not stray("supervise.py", session=77)
+
+
+def test_what_pid_1_executes_is_unknown_so_nothing_below_it_is_called_a_stray():
+    assert not stray("entrypoint", program=None, is_pid_1=True)
 
 
 def test_below_a_main_process_it_is_none_whatever_its_name():
@@ -93,5 +123,5 @@ def test_a_loop_of_parents_ends():
         stat_of=loop.get,
         is_component=lambda _: True,
         is_main=lambda _: False,
-        inner_pid=lambda pid: pid,
+        proc=cast("Proc", ToyProc(None, set())),
     )

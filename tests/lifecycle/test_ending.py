@@ -135,6 +135,9 @@ def test_rule_2_a_killed_process_alone_is_no_oom(oom_kills: int | None) -> None:
     assert verdict(killed) == (CRASHED, Reason.SIGNAL, 5)
 
 
+FAULT = "XID 79 on GPU 3"
+
+
 @pytest.mark.parametrize(
     "crash",
     [
@@ -144,22 +147,22 @@ def test_rule_2_a_killed_process_alone_is_no_oom(oom_kills: int | None) -> None:
         EndingEvidence(),
     ],
 )
-def test_rule_2_an_xid_is_a_gpu_fault(crash: EndingEvidence) -> None:
-    assert verdict(replace(crash, xid=79)) == (CRASHED, Reason.GPU_FAULT, 2)
+def test_rule_2_a_fault_of_a_gpu_is_the_cause(crash: EndingEvidence) -> None:
+    assert verdict(replace(crash, gpu_fault=FAULT)) == (CRASHED, Reason.GPU_FAULT, 2)
 
 
-def test_rule_2_an_xid_makes_no_crash_of_a_stop_that_was_asked_for() -> None:
-    asked = replace(STOP, stop_sign_seconds=CLOSE - 2, xid=31, gpu_fault="XID 31 on GPU 0")
+def test_rule_2_a_fault_makes_no_crash_of_a_stop_that_was_asked_for() -> None:
+    asked = replace(STOP, stop_sign_seconds=CLOSE - 2, gpu_fault=FAULT)
     assert verdict(asked) == (STOPPED, None, 3)
-    assert "XID 31 on GPU 0" in judge(asked).evidence
+    assert FAULT in judge(asked).evidence
     trouble_first = replace(asked, exits=(ComponentExit(ENGINE, CLOSE - 3, exited(1)),))
     assert verdict(trouble_first) == (CRASHED, Reason.GPU_FAULT, 2)
 
 
-def test_an_xid_is_told_once_with_the_gpu() -> None:
-    evidence = judge(replace(STOP, xid=79, gpu_fault="XID 79 on GPU 3")).evidence
-    assert evidence[0] == "XID 79 on GPU 3"
-    assert evidence.count("XID 79 on GPU 3") == 1
+def test_a_fault_is_told_once() -> None:
+    evidence = judge(replace(STOP, gpu_fault=FAULT)).evidence
+    assert evidence[0] == FAULT
+    assert evidence.count(FAULT) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from vllm_agent.config.duration import format_duration, parse_duration
 from vllm_agent.config.files import read_api_key
 from vllm_agent.config.flags import LogFormat, LogLevel, Settings, add_to, resolve
+from vllm_agent.config.gpu import GpuConfig, GpuUse
 from vllm_agent.config.listen_address import ListenAddress, parse_listen_address
 from vllm_agent.config.load import load
 from vllm_agent.config.match import matches
@@ -14,9 +15,9 @@ from vllm_agent.config.model import (
     ProbeConfig,
     RestartConfig,
     ServerConfig,
-    TlsConfig,
 )
 from vllm_agent.config.problem import ConfigError, Problem
+from vllm_agent.config.tls import TlsConfig
 from vllm_agent.config.url import ServerUrl, parse_server_url
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "ConfigError",
     "DiscoveryConfig",
     "DiscoveryPage",
+    "GpuConfig",
+    "GpuUse",
     "ListenAddress",
     "LogFormat",
     "LogLevel",

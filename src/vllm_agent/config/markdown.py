@@ -23,6 +23,10 @@ discovery:                # without any configuration, every vLLM of this host i
   page: supervised
   forget_after: 1h
 
+gpu:                      # without it, the GPUs of whatever driver is there
+  nvml: required          # a missing driver is a fault of this host, and is reported
+  amdgpu: off
+
 servers:
   - name: llama           # on this host, whoever starts it, under a name of its own
     match: {port: 8000}

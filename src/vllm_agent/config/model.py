@@ -1,7 +1,8 @@
-"""The configuration as frozen values. Every key, its default and its bounds are declared here once.
+"""The configuration as frozen values. Every key, its default and its bounds are declared once.
 
-Python names carry units (`interval_seconds`); the file says `interval: 10s`. `description` and
-`examples` feed the error messages and the generated documentation.
+The sections `gpu` and `tls_config` have modules of their own. Python names carry units
+(`interval_seconds`); the file says `interval: 10s`. `description` and `examples` feed the error
+messages and the generated documentation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_agent.config.duration import format_duration
+from vllm_agent.config.gpu import GpuConfig
 from vllm_agent.config.match_values import (
     MAX_COMMAND_CHARACTERS,
     MAX_PATTERN_LENGTH,
@@ -32,14 +33,16 @@ from vllm_agent.config.match_values import (
     parse_unit,
 )
 from vllm_agent.config.problem import quoted, shown
-from vllm_agent.config.url import MAX_PORT, ServerUrl, parse_host
+from vllm_agent.config.tls import TlsConfig  # noqa: TC001 - pydantic reads the annotation
+from vllm_agent.config.url import MAX_PORT, ServerUrl
 from vllm_agent.config.values import (
     ApiKeyFile,
     Duration,
-    PemFile,
     Section,
     between,
+    ends_within_interval,
     fail,
+    interval_or,
     parsed_by,
     parsed_url,
 )
@@ -68,57 +71,16 @@ MAX_DISCOVERED_SERVERS = 1_000
 DEFAULT_TIMEOUT_SECONDS = 5.0
 
 
-class TlsConfig(Section):
-    """How to speak TLS with a server; the keys and their meaning are Prometheus' `tls_config`."""
-
-    ca_file: PemFile | None = Field(
-        None, description="CA certificates to trust instead of the system's, PEM."
-    )
-    cert_file: PemFile | None = Field(
-        None, description="Client certificate, PEM. Needs `key_file`."
-    )
-    key_file: PemFile | None = Field(
-        None, validate_default=True, description="Private key of `cert_file`, PEM."
-    )
-    server_name: StrictStr | None = Field(
-        None, description="Name to expect in the server's certificate instead of the URL's host."
-    )
-    insecure_skip_verify: bool = Field(
-        default=False, strict=True, description="Accept any certificate."
-    )
-
-    @field_validator("key_file")
-    @classmethod
-    def _key_goes_with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        # A cert_file that is wrong itself is not in the data: one error is enough.
-        if "cert_file" in info.data and (value is None) != (info.data["cert_file"] is None):
-            fail("cert_file and key_file go together: write both or neither")
-        return value
-
-    @field_validator("server_name")
-    @classmethod
-    def _is_host(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            return parse_host(value)
-        except ValueError as error:
-            fail(f"{error}, got {quoted(value)}")
-
-
-def _default_timeout(validated: dict[str, Any]) -> float:
-    interval: float = validated["interval_seconds"]
-    return min(DEFAULT_TIMEOUT_SECONDS, interval)
-
-
 class ProbeConfig(Section):
     """How often a server is asked, and how many unanswered checks in a row make it `failed`."""
 
     interval_seconds: Annotated[Duration, between(MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS)] = (
         Field(10.0, alias="interval", description="Time from one check to the next, 1s to 1h.")
     )
-    timeout_seconds: Annotated[Duration, between(MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS)] = Field(
-        default_factory=_default_timeout,
+    timeout_seconds: Annotated[
+        Duration, between(MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS), ends_within_interval("a check")
+    ] = Field(
+        default_factory=interval_or(DEFAULT_TIMEOUT_SECONDS),
         alias="timeout",
         description=(
             "Longest wait for an answer, at most 60s and at most `interval`. "
@@ -135,17 +97,6 @@ class ProbeConfig(Section):
             "before the server counts as failed."
         ),
     )
-
-    @field_validator("timeout_seconds")
-    @classmethod
-    def _timeout_ends_before_next_check(cls, value: float, info: ValidationInfo) -> float:
-        interval = info.data.get("interval_seconds", value)
-        if value > interval:
-            fail(
-                f"must be at most the interval ({format_duration(interval)}), got "
-                f"{format_duration(value)}: a check has to end before the next one begins"
-            )
-        return value
 
 
 class RestartConfig(Section):
@@ -405,6 +356,7 @@ class ConfigFile(Section):
     """The keys of a configuration file."""
 
     discovery: DiscoveryConfig = Field(default_factory=DiscoveryConfig)
+    gpu: GpuConfig = Field(default_factory=GpuConfig)
     servers: tuple[ServerConfig, ...] = Field(
         (), max_length=MAX_SERVERS, description=f"The servers to watch, at most {MAX_SERVERS:,}."
     )

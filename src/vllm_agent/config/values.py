@@ -79,6 +79,32 @@ def between(minimum: float, maximum: float) -> AfterValidator:
 Duration = Annotated[float, BeforeValidator(_duration)]
 
 
+def ends_within_interval(what: str) -> AfterValidator:
+    """Refuses a timeout that is longer than the `interval` of the same section."""
+
+    def check(timeout: float, info: ValidationInfo) -> float:
+        # An interval that is wrong itself is not in the data: one error is enough.
+        interval = info.data.get("interval_seconds", timeout)
+        if timeout > interval:
+            fail(
+                f"must be at most the interval ({format_duration(interval)}), got "
+                f"{format_duration(timeout)}: {what} has to end before the next one begins"
+            )
+        return timeout
+
+    return AfterValidator(check)
+
+
+def interval_or(timeout: float) -> Callable[[dict[str, Any]], float]:
+    """Make the default of a timeout: the `interval` of its section where that is shorter."""
+
+    def default(validated: dict[str, Any]) -> float:
+        interval: float = validated["interval_seconds"]
+        return min(timeout, interval)
+
+    return default
+
+
 def parsed_url(value: Any) -> ServerUrl:
     """The address of a server."""
     if isinstance(value, ServerUrl):

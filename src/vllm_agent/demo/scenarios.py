@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import shlex
 import signal
 import socket
 import subprocess
@@ -29,6 +30,9 @@ STOP_SECONDS: Final = 5.0
 
 DOWN_SECONDS: Final = 6.0
 """Long enough to be read as crashed."""
+
+ORPHANED_SECONDS: Final = 45.0
+"""Long enough to find the orphans in another terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,17 @@ def _flaky(stage: Stage) -> None:
             stage.pause(DOWN_SECONDS)
 
 
+def _orphaned(stage: Stage) -> None:
+    while not stage.is_over.is_set():
+        with stage.launch("--load-seconds", "1", "--tensor-parallel-size", "2") as server:
+            if not stage.pause(10):
+                return
+            with contextlib.suppress(ProcessLookupError):
+                server.kill()
+            # Its engine and workers live until the session is killed on the way out.
+            stage.pause(ORPHANED_SECONDS)
+
+
 def _doomed(stage: Stage) -> None:
     with stage.launch("--load-seconds", "1", "--ending", "kill_engine", "--ending-after", "8"):
         stage.is_over.wait()
@@ -116,6 +131,11 @@ SCENARIOS: Final = (
     Scenario("steady", "loads for 2 s and serves", _steady),
     Scenario("slow", "loads for 20 s with its port closed, then serves", _slow),
     Scenario("flaky", "is killed after 12 s and comes back, again and again", _flaky),
+    Scenario(
+        "orphaned",
+        "is killed after 10 s; its workers hold the memory of two GPUs for 45 s more",
+        _orphaned,
+    ),
     Scenario("doomed", "loses its engine after 8 s, exits 0 and stays away", _doomed),
     Scenario("stopped", "is told to stop after 10 s, exits 0 too, and stays away", _stopped),
     Scenario("hung", "stops answering after 10 s", _hung),
@@ -139,7 +159,7 @@ def _run(folder: Path, seconds: float | None) -> int:
     page_port = _page_port()
     stages = {s.name: Stage(free_port(), threading.Event(), folder / s.name) for s in SCENARIOS}
     config = folder / "vllm-agent.yml"
-    config.write_text(_config(stages), encoding="utf-8")
+    config.write_text(configuration(stages), encoding="utf-8")
     command = [sys.executable, "-m", "vllm_agent"]
     state = f"--state.dir={folder / 'state'}"
     listen = f"--web.listen-address=127.0.0.1:{page_port}"
@@ -151,7 +171,7 @@ def _run(folder: Path, seconds: float | None) -> int:
         if not _is_ready(agent, page_port):
             sys.stderr.write((folder / "agent.log").read_text(encoding="utf-8"))
             return 1
-        _introduce(page_port)
+        _introduce(page_port, [*command, "gpus", state])
         with _played(stages):
             _show([*command, "status", "--watch", state], seconds)
     finally:
@@ -159,9 +179,14 @@ def _run(folder: Path, seconds: float | None) -> int:
     return 0
 
 
-def _config(stages: dict[str, Stage]) -> str:
-    # Others that run on this host are not part of the play.
-    lines = ["discovery: {enabled: false}", "servers:"]
+def configuration(stages: dict[str, Stage]) -> str:
+    """The configuration file of the agent that watches the play."""
+    # Others that run on this host, and its GPUs, are not part of the play.
+    lines = [
+        "discovery: {enabled: false}",
+        "gpu: {nvml: off, amdgpu: off, demo: true}",
+        "servers:",
+    ]
     for scenario in SCENARIOS:
         lines += [
             f"  - name: {scenario.name}",
@@ -173,10 +198,14 @@ def _config(stages: dict[str, Stage]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _introduce(port: int) -> None:
+def _introduce(port: int, gpus: list[str]) -> None:
     width = max(len(s.name) for s in SCENARIOS)
     told = "\n".join(f"  {s.name:{width}}  {s.story}" for s in SCENARIOS)
-    sys.stdout.write(f"{told}\n\npage: http://127.0.0.1:{port}/    Ctrl-C ends the demo\n\n")
+    sys.stdout.write(
+        f"{told}\n\npage: http://127.0.0.1:{port}/    Ctrl-C ends the demo\n"
+        "who holds GPU memory shows, in another terminal, vllm-agent gpus; here it is\n"
+        f"  {shlex.join(gpus)}\n\n"
+    )
     sys.stdout.flush()
 
 

@@ -204,7 +204,7 @@ class Discovery:
                 stat_of=by_pid.get,
                 is_component=lambda parent: parent.pid in components,
                 is_main=lambda parent: parent.pid in mains,
-                inner_pid=self._proc.inner_pid,
+                proc=self._proc,
             )
         )
 

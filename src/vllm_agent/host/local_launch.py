@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm_agent.host.proc import Proc, ProcessStat
     from vllm_agent.host.process_tree import TreeEvent
     from vllm_agent.lifecycle.events import Event
-    from vllm_agent.observations import GpuFault, Instant, ProcessTree, Sight, Sighting
+    from vllm_agent.observations import Instant, ProcessTree, Sight, Sighting
 
 SETTLE_SECONDS: Final = 1.8
 """Longest wait, after the main process is gone, for what tells how it ended: an ending is settled
@@ -38,8 +38,8 @@ class GpuFaults(Protocol):
     async def look_now(self) -> None:
         """Waits for a look at the GPUs that begins after this call."""
 
-    def fault_of(self, pids: Iterable[int], before_seconds: float) -> tuple[GpuFault, str] | None:
-        """The fault that explains an end of these processes, and a sentence about it."""
+    def fault_of(self, pids: Iterable[int], ended_seconds: float) -> str | None:
+        """A sentence about the fault that explains an end of these processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,6 @@ class LocalLaunch:
             else:
                 death_seconds, death = at_seconds, text
         stop_seconds, stop = min(stops, default=(None, ""))
-        fault = self._gpu_fault(tree.main_exit_seconds)
         return EndingEvidence(
             main_wait_status=tree.main_wait_status,
             main_exit_seconds=tree.main_exit_seconds,
@@ -225,15 +224,14 @@ class LocalLaunch:
             at_close=tree.at_close,
             exits=tree.exits,
             oom_kills=self._oom.risen(),
-            xid=None if fault is None else fault[0].xid,
-            gpu_fault="" if fault is None else fault[1],
+            gpu_fault=self._gpu_fault(tree.main_exit_seconds) or "",
             stop_sign_seconds=stop_seconds,
             stop_sign=stop,
             engine_death_logged_seconds=death_seconds,
             engine_death=death,
         )
 
-    def _gpu_fault(self, main_exit_seconds: float | None) -> tuple[GpuFault, str] | None:
+    def _gpu_fault(self, main_exit_seconds: float | None) -> str | None:
         if self._host.gpus is None:
             return None
         ended = self._now_seconds() if main_exit_seconds is None else main_exit_seconds

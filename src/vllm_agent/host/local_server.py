@@ -123,13 +123,20 @@ class LocalServer:
             self._aim()
         if self._target is None:
             return Knock(is_accepted=False, out_of_reach=self._out_of_reach(sighting))
-        connection = IdleConnection(self._target, self._host.clock, on_closed=_ignore)
+        if await self._accepts(self._target):
+            return Knock(is_accepted=self._listener() is not Listener.STRANGER)
+        why_not = self._out_of_reach(sighting)
+        # It may have begun to listen right after it refused.
+        if why_not is not None and await self._accepts(self._target):
+            return Knock(is_accepted=self._listener() is not Listener.STRANGER)
+        return Knock(is_accepted=False, out_of_reach=why_not)
+
+    async def _accepts(self, target: Target) -> bool:
+        connection = IdleConnection(target, self._host.clock, on_closed=_ignore)
         cause = await connection.connect()
         connection.close()
-        is_denied = cause is ProbeCause.RESET and self._target.url.socket_path is not None
-        if cause not in _NOT_CONNECTED and not is_denied:
-            return Knock(is_accepted=self._listener() is not Listener.STRANGER)
-        return Knock(is_accepted=False, out_of_reach=self._out_of_reach(sighting))
+        is_denied = cause is ProbeCause.RESET and target.url.socket_path is not None
+        return cause not in _NOT_CONNECTED and not is_denied
 
     def sights(self) -> tuple[Sight, ...]:
         """What can be seen of the newest launch, and what cannot."""

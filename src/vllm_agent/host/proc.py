@@ -163,6 +163,13 @@ class Proc:
             return int(next(line for line in lines if line.startswith(b"NSpid:")).split()[-1])
         return None
 
+    def program(self, pid: int) -> str | None:
+        """The file name of what a process executes; None without ptrace access to it."""
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"{self._prefix}{pid}/exe").removesuffix(" (deleted)")
+            return path.rpartition("/")[2]
+        return None
+
     def cgroup(self, pid: int) -> str | None:
         """/proc/PID/cgroup: lines of hierarchy:controllers:path."""
         content = read_small(f"{self._prefix}{pid}/cgroup")

@@ -51,7 +51,7 @@ def process_sight(proc: Proc) -> Sight:
 def _is_alone(proc: Proc) -> bool:
     """Whether PID 1 is the agent or one that started it, and no system's."""
     first = proc.stat(1)
-    if not _has_pids_of_its_own(proc) or first is None or first.name in _SYSTEM_INITS:
+    if not has_pids_of_its_own(proc) or first is None or first.name in _SYSTEM_INITS:
         return False
     pid = os.getpid()
     for _ in range(_MAX_ANCESTORS):
@@ -62,7 +62,7 @@ def _is_alone(proc: Proc) -> bool:
     return pid == 1
 
 
-def _has_pids_of_its_own(proc: Proc) -> bool:
+def has_pids_of_its_own(proc: Proc) -> bool:
     """Whether the agent is in a PID namespace below the host's, and sees no other."""
     try:
         is_initial = os.stat(f"{proc.root}/self/ns/pid").st_ino == _INITIAL_NAMESPACE

@@ -14,19 +14,21 @@ from vllm_agent.host.new_processes import WRAPPERS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_agent.host.proc import ProcessStat
+    from vllm_agent.host.proc import Proc, ProcessStat
 
 MAX_ANCESTORS: Final = 64
 """Steps from a process up to PID 1: few hosts have ten, and a loop cannot be excluded while PIDs
 are used again."""
 
-_REAPERS: Final = WRAPPERS | {"systemd", "init", "containerd-shim", "docker-containe", "conmon"}
-"""Kernel names of what an orphan gets for a parent, beside PID 1; none of them starts a
-component."""
+_REAPERS: Final = WRAPPERS | {
+    *("systemd", "init", "runit", "runit-init", "openrc-init", "s6-svscan", "dinit", "pause"),
+    *("containerd-shim", "docker-containe", "conmon"),
+}
+"""Kernel names of what an orphan gets for a parent; none of them starts a component."""
 
-_STARTERS: Final = ("python", "vllm", "pt_main_thread", "ray")
-"""How kernel names begin of what starts components itself: any of them may be PID 1 of a container.
-PyTorch names the main thread of a program that imports it pt_main_thread."""
+_INTERPRETER: Final = "python"
+"""How the name of a program begins that may start components itself. As PID 1 of a container it has
+any kernel name: that of a script, or pt_main_thread where it imports PyTorch."""
 
 _PID_1: Final = 1
 
@@ -37,24 +39,32 @@ def is_stray(
     stat_of: Callable[[int], ProcessStat | None],
     is_component: Callable[[ProcessStat], bool],
     is_main: Callable[[ProcessStat], bool],
-    inner_pid: Callable[[int], int | None],
+    proc: Proc,
 ) -> bool:
     """Whether the topmost component above this one, or itself, was left behind.
 
     `stat_of` gives a process by its PID; `is_main` tells main processes that are known by more than
-    their name; `inner_pid` is the number of a process in its own PID namespace.
+    their name.
     """
     for _ in range(MAX_ANCESTORS):
         parent = stat_of(stat.parent)
         if parent is None:
             return True
         if not is_component(parent):
-            return not is_main(parent) and _is_reaper(parent, inner_pid)
+            return not is_main(parent) and _is_reaper(parent, stat, proc)
         stat = parent
     return False
 
 
-def _is_reaper(stat: ProcessStat, inner_pid: Callable[[int], int | None]) -> bool:
+def _is_reaper(stat: ProcessStat, child: ProcessStat, proc: Proc) -> bool:
+    """Whether the child got this parent only when its own had ended."""
     if stat.name in _REAPERS:
         return True
-    return not stat.name.startswith(_STARTERS) and inner_pid(stat.pid) == _PID_1
+    if proc.inner_pid(stat.pid) != _PID_1:
+        return False
+    # vLLM starts components within its session.
+    if child.session != stat.session:
+        return True
+    # What may not be known is not called an orphan: people end orphans.
+    program = proc.program(stat.pid)
+    return program is not None and not program.startswith(_INTERPRETER)

@@ -39,8 +39,8 @@ _HARMLESS_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGKILL})
 class EndingEvidence:
     """All that is known of the end of one launch; times are on the monotonic clock.
 
-    `oom_kills` is by how much oom_kill rose in its cgroup, `xid` a GPU fault on one of its devices
-    and `gpu_fault` a sentence about it. `logged_cause` is a classified line of its log.
+    `oom_kills` is by how much oom_kill rose in its cgroup, `gpu_fault` a sentence about a fault of
+    a GPU that it held, empty where there was none. `logged_cause` is a classified line of its log.
     `stop_sign_seconds` is when systemd or a log line first said that it is being stopped;
     `engine_death_logged_seconds` when its log first told of an engine's death. `at_close` is None
     where nobody looked at the close, empty where the main process was alone. `stop_sign` and
@@ -56,7 +56,6 @@ class EndingEvidence:
     at_close: tuple[ComponentAtClose, ...] | None = None
     exits: tuple[ComponentExit, ...] = ()
     oom_kills: int | None = None
-    xid: int | None = None
     gpu_fault: str = ""
     logged_cause: Reason | None = None
     logged_cause_seconds: float | None = None
@@ -149,9 +148,8 @@ def _cause(seen: EndingEvidence) -> Verdict | None:
     if seen.oom_kills and any(exit_signal(s) == signal.SIGKILL for s in statuses):
         text = f"the kernel's OOM killer ended {seen.oom_kills} process(es) of its cgroup"
         return Verdict(ServerState.CRASHED, Reason.HOST_OOM, 2, (text,))
-    if seen.xid is not None and not _is_told_to_stop(seen):
-        text = seen.gpu_fault or f"XID {seen.xid} on one of its GPUs"
-        return Verdict(ServerState.CRASHED, Reason.GPU_FAULT, 2, (text,))
+    if seen.gpu_fault and not _is_told_to_stop(seen):
+        return Verdict(ServerState.CRASHED, Reason.GPU_FAULT, 2, (seen.gpu_fault,))
     if seen.logged_cause is not None and not _is_before(
         seen.stop_sign_seconds, seen.logged_cause_seconds
     ):

@@ -60,6 +60,19 @@ class Gpu:
     ecc_uncorrected_errors: int | None = None
     processes: tuple[GpuProcess, ...] | None = None
 
+    def lost(self) -> Gpu:
+        """The same device once the driver no longer reaches it."""
+        return Gpu(
+            index=self.index,
+            uuid=self.uuid,
+            vendor=self.vendor,
+            name=self.name,
+            driver_version=self.driver_version,
+            pci_bus_id=self.pci_bus_id,
+            parent_uuid=self.parent_uuid,
+            is_lost=True,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class GpuFault:

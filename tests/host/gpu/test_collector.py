@@ -89,7 +89,8 @@ async def test_no_driver_is_no_collector_and_nothing_to_see():
     async with scene(ToyReader(open_error=NoDriverError("none"))) as played:
         collector = played.collector
         assert (collector.status, collector.sights, collector.snapshots([])) == (None, (), ())
-        await played.look()  # returns at once: there is nothing to look at
+    # Who waits for a look is not held up where there is nothing to look at.
+    await played.look()
 
 
 async def test_no_reader_at_all_is_no_collector():
@@ -149,6 +150,7 @@ async def test_many_who_ask_share_a_look_and_looks_keep_a_distance():
         await played.look()
         await asyncio.gather(*(played.look() for _ in range(50)))
         assert reader.calls.count("read") == 3
+        assert not played.collector._waiting
         assert loop.time() - began >= MIN_PAUSE_SECONDS
 
 
@@ -197,6 +199,23 @@ async def test_without_the_host_s_pids_nobody_is_named_and_it_is_said_what_helps
         assert sight.fix == "--pid=host"
 
 
+async def test_pids_of_another_namespace_are_told_by_their_absence_here(monkeypatch):
+    monkeypatch.setattr(module, "has_pids_of_its_own", lambda _: True)
+    here, elsewhere = os.getpid(), 2**22 + 1
+    reader = ToyReader((gpu("0", (here, GIB), (elsewhere, GIB)),))
+    async with scene(reader) as played:
+        # One may have ended since it was listed.
+        assert played.collector.sights[1].is_visible
+        reader.gpus = (gpu("0", (here, GIB), (elsewhere, GIB), (elsewhere + 1, GIB)),)
+        await played.look()
+        assert not played.collector.sights[1].is_visible
+        assert "--pid=host" in played.collector.sights[1].fix
+        assert played.collector.snapshots([])[0].orphans is None
+        reader.gpus = (gpu("0"),)
+        await played.look()
+        assert played.collector.sights[1].is_visible
+
+
 async def test_a_driver_that_lists_no_processes_is_told_of():
     async with scene(ToyReader((gpu("0", processes=None),))) as played:
         assert "does not tell which processes" in played.collector.sights[1].why_not
@@ -235,9 +254,7 @@ async def test_a_fault_explains_an_end_on_its_gpu_only():
     reader = ToyReader((gpu("0", (10, GIB)), gpu("1", (20, GIB))), faults=[xid(79)])
     async with scene(reader) as played:
         fault = played.collector.fault_of([9, 10], played.seconds)
-        assert fault is not None
-        assert fault[0].xid == 79
-        assert fault[1] == "XID 79 on GPU 0 (GPU-0)"
+        assert fault == "XID 79 on GPU 0 (GPU-0)"
         assert played.collector.fault_of([20], played.seconds) is None
         assert played.collector.fault_of([], played.seconds) is None
 
@@ -259,6 +276,28 @@ async def test_who_held_a_gpu_that_is_lost_now_is_remembered():
         assert played.collector.fault_of([10], played.seconds) is None
 
 
+async def test_a_gpu_that_was_lost_without_a_word_explains_the_end_of_who_held_it():
+    reader = ToyReader((gpu("0", (10, GIB)), gpu("1", (20, GIB))))
+    async with scene(reader) as played:
+        reader.gpus = (gpu("1", (20, GIB)),)  # not even listed any more
+        await played.look()
+        assert played.collector.fault_of([10], played.seconds) == "GPU 0 (GPU-0) was lost"
+        assert played.collector.fault_of([20], played.seconds) is None
+
+
+async def test_a_device_that_is_no_longer_listed_is_lost_and_an_instance_is_gone():
+    part = gpu("0:0", (10, GIB), uuid="MIG-a", parent_uuid="GPU-0")
+    reader = ToyReader((gpu("0"), part, gpu("1")))
+    async with scene(reader) as played:
+        reader.gpus = (gpu("1"),)
+        await played.look()
+        told = {one.gpu.uuid: one.gpu for one in played.collector.snapshots([])}
+        assert {uuid: one.is_lost for uuid, one in told.items()} == {"GPU-0": True, "GPU-1": False}
+        lost = told["GPU-0"]
+        assert (lost.name, lost.index) == ("NVIDIA H100", "0")
+        assert (lost.memory_used_bytes, lost.processes) == (None, None)
+
+
 async def test_a_fault_long_before_an_end_explains_nothing():
     reader = ToyReader((gpu("0", (10, GIB)),), faults=[xid(79)])
     async with scene(reader) as played:
@@ -275,7 +314,7 @@ async def test_of_several_faults_the_first_is_the_cause_and_an_aftermath_never()
     async with scene(ToyReader((gpu("0", (10, GIB)),), faults=faults)) as played:
         fault = played.collector.fault_of([10], played.seconds)
         assert fault is not None
-        assert fault[0].xid == 31
+        assert fault.startswith("XID 31 ")
 
 
 @pytest.mark.parametrize(

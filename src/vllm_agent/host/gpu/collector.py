@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.gpu.attribution import attribute
 from vllm_agent.host.gpu.driver import Driver
-from vllm_agent.host.process_sight import process_sight
+from vllm_agent.host.process_sight import has_pids_of_its_own, process_sight
 from vllm_agent.host.strays import is_stray
 from vllm_agent.host.vllm_argv import role_of_name
 from vllm_agent.observations import Orphan, Sight, SightKind
 from vllm_agent.snapshot import CollectorSnapshot, FaultCount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from vllm_agent.config.gpu import GpuUse
     from vllm_agent.host.gpu.reader import GpuReader
@@ -53,6 +53,13 @@ process that was killed while the GPU worked for it (NVIDIA's XID catalogue)."""
 FAULTS_DROPPED: Final = "gpu_fault"
 """Faults that were counted and found no place in the memory for verdicts."""
 
+_OTHER_PIDS: Final = Sight(
+    SightKind.GPU_PROCESSES,
+    is_visible=False,
+    why_not="the driver tells PIDs of the host, and the agent runs in a PID namespace of its own",
+    fix="run it on the host, or with --pid=host (Docker Compose: pid: host; Kubernetes: hostPID: "
+    "true)",
+)
 _VISIBLE: Final = Sight(SightKind.GPU_PROCESSES, is_visible=True)
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -97,6 +104,7 @@ class GpuCollector:
             )
             for reader, use in readers
         ]
+        self._gpus: list[Gpu] = []
         self._seen = _Seen()
         self._lost: set[str] = set()
         self._held: dict[int, dict[str, float]] = {}
@@ -154,7 +162,7 @@ class GpuCollector:
         # Each has its own thread and deadline: one that hangs holds up no other.
         await asyncio.gather(*(driver.look(pids) for driver in self._drivers))
         finished = self._clock()
-        gpus = self._gpus()
+        self._gpus = gpus = [gpu for driver in self._drivers for gpu in driver.gpus()]
         self._seen = await self._who_is_there(gpus, frozenset(pids))
         self._remember(gpus, finished)
         self._tell_lost(gpus)
@@ -196,34 +204,32 @@ class GpuCollector:
 
     def snapshots(self, servers: Iterable[ServerSnapshot]) -> tuple[GpuSnapshot, ...]:
         """Every device as of the newest look, its memory given to those who hold it now."""
-        gpus = self._gpus()
-        if not gpus:
+        if not self._gpus:
             return ()
         return attribute(
-            gpus,
+            self._gpus,
             servers,
             self._seen.strays,
             self._xids,
             can_tell=self._seen.sight.is_visible,
         )
 
-    def fault_of(self, pids: Iterable[int], before_seconds: float) -> tuple[GpuFault, str] | None:
-        """The first fault that explains an end of these processes, and a sentence about it.
+    def fault_of(self, pids: Iterable[int], ended_seconds: float) -> str | None:
+        """A sentence about the first fault of a GPU that explains an end of these processes.
 
-        `before_seconds` is when that end began, on the monotonic clock.
+        `ended_seconds` is when they ended, on the monotonic clock. The last words of a device that
+        fell off its bus are an XID that some drivers keep to themselves: so its loss is one, too.
         """
         held = {uuid for pid in pids for uuid in self._held.get(pid, ())}
         held |= {self._parents[uuid] for uuid in held if uuid in self._parents}
         for fault in self._faults:
-            age_seconds = before_seconds - fault.at.monotonic_seconds
+            age_seconds = ended_seconds - fault.at.monotonic_seconds
             is_on_it = (fault.instance_uuid or fault.uuid) in held
             if is_on_it and age_seconds <= FAULT_SECONDS and fault.xid not in AFTERMATH_XIDS:
-                return fault, f"XID {fault.xid} on {self._labels.get(fault.uuid, fault.uuid)}"
+                return f"XID {fault.xid} on {self._labels.get(fault.uuid, fault.uuid)}"
+        for uuid in sorted(held & self._lost):
+            return f"{self._labels.get(uuid, uuid)} was lost"
         return None
-
-    def _gpus(self) -> list[Gpu]:
-        readings = (driver.reading for driver in self._drivers)
-        return [gpu for reading in readings if reading is not None for gpu in reading.gpus]
 
     # What is made of a reading.
 
@@ -236,15 +242,21 @@ class GpuCollector:
         if not sight.is_visible:
             why_not = f"drivers tell PIDs of the host, and {sight.why_not}"
             return _Seen(sight=Sight(SightKind.GPU_PROCESSES, False, why_not, sight.fix))  # noqa: FBT003
+        pids = {process.pid for listed in lists for process in listed}
+        if has_pids_of_its_own(self._proc) and self._are_mostly_unknown(pids):
+            return _Seen(sight=_OTHER_PIDS)
         strays: dict[int, Orphan] = {}
-        strangers = {process.pid for listed in lists for process in listed} - known
-        for number, pid in enumerate(sorted(strangers)):
+        for number, pid in enumerate(sorted(pids - known)):
             if number % PIDS_PER_SLICE == PIDS_PER_SLICE - 1:
                 await asyncio.sleep(0)
             stray = self._stray(pid)
             if stray is not None:
                 strays[pid] = stray
         return _Seen(strays)
+
+    def _are_mostly_unknown(self, pids: Collection[int]) -> bool:
+        """Whether fewer than half of these processes are there: some may just have ended."""
+        return 2 * sum(self._proc.stat(pid) is not None for pid in pids) < len(pids)
 
     def _stray(self, pid: int) -> Orphan | None:
         """That process as an orphan, if it is one by its name and its parents.
@@ -260,7 +272,7 @@ class GpuCollector:
             stat_of=self._proc.stat,
             is_component=_is_component,
             is_main=lambda _: False,
-            inner_pid=self._proc.inner_pid,
+            proc=self._proc,
         )
         if not is_left:
             return None

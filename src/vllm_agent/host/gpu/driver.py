@@ -12,10 +12,10 @@ from vllm_agent.worker import Worker
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from vllm_agent.host.gpu.reader import GpuReader
-    from vllm_agent.observations import GpuFault, GpuReading
+    from vllm_agent.observations import Gpu, GpuFault, GpuReading
 
 ABSENT_SECONDS: Final = 60.0
 """How often a driver that is not there is looked for again: modules are loaded long after boot, and
@@ -32,10 +32,9 @@ _LOGGER: Final = logging.getLogger(__name__)
 class Driver:
     """Asks one kind of driver, and knows whether it works.
 
-    `reading` is what it said last, None unless that was the last time it was asked. `fault` says
-    why not and `fix` what to do, empty where nothing is wrong or the fault says it; `is_absent` is
-    whether it is not on this host, and need not be. `told` gets the faults that it reports, in the
-    event loop.
+    `reading` is what it said last, None where it did not answer the last time. `fault` says why and
+    `fix` what to do, empty where nothing is wrong or the fault says it; `is_absent` is whether it
+    is not on this host, and need not be. `told` gets the faults that it reports, in the event loop.
     """
 
     def __init__(
@@ -56,6 +55,7 @@ class Driver:
         self._call: asyncio.Future[GpuReading] | None = None
         self._is_open = False
         self._look_not_before_seconds = 0.0
+        self._known: dict[str, Gpu] = {}
         self.reading: GpuReading | None = None
         self.fault = ""
         self.fix = ""
@@ -86,6 +86,17 @@ class Driver:
             self._fail(text, _KERNEL_LOG)
             return
         self._take(call)
+
+    def gpus(self) -> Iterator[Gpu]:
+        """Every device as of the last answer, with those that it told of before and does not now.
+
+        A device that fell off its bus may be left out of the list; MIG instances come and go.
+        """
+        if self.reading is None:
+            return
+        yield from self.reading.gpus
+        named = {gpu.uuid for gpu in self.reading.gpus}
+        yield from (gpu for uuid, gpu in self._known.items() if uuid not in named)
 
     def close(self) -> None:
         """Lets its thread end, once the driver lets go of it."""
@@ -132,6 +143,9 @@ class Driver:
             _LOGGER.info("found a GPU driver", extra={"driver": self.name, "gpus": count})
         self.reading, self.fault, self.fix, self.is_absent = reading, "", "", False
         self._was_present = True
+        for gpu in reading.gpus:
+            if gpu.parent_uuid is None:
+                self._known[gpu.uuid] = gpu.lost()
 
     def _be_absent(self, detail: str) -> None:
         self._look_not_before_seconds = self._monotonic() + ABSENT_SECONDS

@@ -1,0 +1,1 @@
+"""What only a real NVIDIA GPU can show; run by `make test-gpu`."""
