@@ -15,7 +15,12 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from vllm_agent.expose.family import MetricType, ServerMoment, label_value
-from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
+from vllm_agent.expose.metric_families import (
+    AGENT_FAMILIES,
+    GPU_FAMILIES,
+    MOMENT_FAMILIES,
+    SERVER_FAMILIES,
+)
 from vllm_agent.expose.text_format import TextFormat
 from vllm_agent.snapshot import DURATION_BUCKETS_SECONDS, Histogram
 
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
     from vllm_agent.expose.family import Family, Subject
     from vllm_agent.observations import Instant
-    from vllm_agent.snapshot import AgentSnapshot
+    from vllm_agent.snapshot import AgentSnapshot, GpuSnapshot
 
 WRITERS: dict[TextFormat, Callable[[Collector], bytes]] = {
     TextFormat.PROMETHEUS: generate_latest,
@@ -59,6 +64,11 @@ class Reference:
         moments = [(labels, ServerMoment(s, self._now)) for labels, s in servers]
         yield from (_metric(family, servers) for family in SERVER_FAMILIES)
         yield from (_metric(family, moments) for family in MOMENT_FAMILIES)
+        gpus: dict[tuple[str, ...], GpuSnapshot] = {}
+        for device in self._snapshot.gpus:
+            labels = (label_value(device.gpu.index), label_value(device.gpu.uuid))
+            gpus.setdefault(labels, device)
+        yield from (_metric(family, gpus.items()) for family in GPU_FAMILIES)
         yield from (_metric(family, [((), self._snapshot)]) for family in AGENT_FAMILIES)
         yield from OwnProcess().collect()
 

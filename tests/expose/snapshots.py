@@ -16,6 +16,9 @@ from vllm_agent.lifecycle.states import Initiator, LifecycleMode, Phase, ServerS
 from vllm_agent.observations import (
     Component,
     ComponentRole,
+    Gpu,
+    GpuProcess,
+    GpuVendor,
     Instant,
     Orphan,
     Probe,
@@ -32,6 +35,9 @@ from vllm_agent.snapshot import (
     DURATION_BUCKETS_SECONDS,
     AgentSnapshot,
     CollectorSnapshot,
+    FaultCount,
+    GpuOrphan,
+    GpuSnapshot,
     Histogram,
     ProbeStats,
     ServerSnapshot,
@@ -236,6 +242,77 @@ def ended_local_server(name: str = "qwen", **changes: Any) -> ServerSnapshot:
     return local_server(name, **{"life": crashed, "tree": left, **changes})
 
 
+GIB: Final = 2**30
+
+
+def gpu(index: str = "0", **changes: Any) -> Gpu:
+    """An NVIDIA device whose driver tells everything, 72.5 of 80 GiB in use."""
+    whole = Gpu(
+        index=index,
+        uuid=f"GPU-{index}",
+        vendor=GpuVendor.NVIDIA,
+        name="NVIDIA H100 80GB HBM3",
+        driver_version="580.95.05",
+        pci_bus_id=f"00000000:1{index}:00.0",
+        memory_total_bytes=80 * GIB,
+        memory_used_bytes=72 * GIB + GIB // 2,
+        memory_free_bytes=7 * GIB,
+        utilization_ratio=0.87,
+        temperature_celsius=61.0,
+        power_watts=412.5,
+        power_limit_watts=700.0,
+        ecc_corrected_errors=3,
+        ecc_uncorrected_errors=0,
+        processes=(GpuProcess(4100, 60 * GIB), GpuProcess(4301, 12 * GIB)),
+    )
+    return replace(whole, **changes)
+
+
+def device(index: str = "0", **changes: Any) -> GpuSnapshot:
+    """A device that one server holds memory of, and nobody else but a display."""
+    return replace(
+        GpuSnapshot(
+            gpu(index),
+            servers=MappingProxyType({"llama": 72 * GIB}),
+            orphans=(),
+            orphan_bytes=0,
+            other_bytes=GIB // 2,
+        ),
+        **changes,
+    )
+
+
+def orphaned_device(index: str = "1", **changes: Any) -> GpuSnapshot:
+    """A device that a worker held on to after an XID ended its server; another came since."""
+    orphan = GpuOrphan(4301, ComponentRole.WORKER, "phi", 12 * GIB, 1_749_992_000.0)
+    return device(
+        index,
+        **{
+            "servers": MappingProxyType({"llama": 60 * GIB, "mixtral": None}),
+            "orphans": (orphan,),
+            "orphan_bytes": 12 * GIB,
+            "xids": MappingProxyType({31: FaultCount(2, 1_750_000_089.5)}),
+            **changes,
+        },
+    )
+
+
+def lost_device(index: str = "2", **changes: Any) -> GpuSnapshot:
+    """A device that fell off the bus."""
+    identity = Gpu(index=index, uuid=f"GPU-{index}", vendor=GpuVendor.NVIDIA, is_lost=True)
+    xids = MappingProxyType({79: FaultCount(1, 1_750_000_040.0)})
+    return replace(GpuSnapshot(identity, xids=xids), **changes)
+
+
+def bare_device(index: str = "0", **changes: Any) -> GpuSnapshot:
+    """An AMD device whose driver tells next to nothing."""
+    told = Gpu(index=index, uuid=f"amd-{index}", vendor=GpuVendor.AMD, memory_total_bytes=GIB)
+    return replace(GpuSnapshot(told), **changes)
+
+
+EVERY_DEVICE: Final = (device(), orphaned_device(), lost_device(), bare_device())
+
+
 def agent(*servers: ServerSnapshot, **changes: Any) -> AgentSnapshot:
     snapshot = AgentSnapshot(
         started=STARTED,
@@ -378,6 +455,47 @@ _local_servers = st.builds(
     sights=_sights,
 )
 servers = _url_servers | _local_servers
+_xids = st.dictionaries(
+    st.integers(1, 200), st.builds(FaultCount, _counts, st.floats(0, 1e10)), max_size=3
+)
+_readings = st.none() | st.floats(0, 1e4)
+_gpus = st.builds(
+    Gpu,
+    index=st.sampled_from(["0", "1", "0:1"]) | _names,
+    uuid=st.sampled_from(["GPU-a", "GPU-b"]) | _names,
+    vendor=st.sampled_from(GpuVendor),
+    name=st.none() | _names,
+    driver_version=st.none() | _names,
+    pci_bus_id=st.none() | _names,
+    parent_uuid=st.none() | st.just("GPU-a"),
+    is_lost=st.booleans(),
+    memory_total_bytes=st.none() | _counts,
+    memory_used_bytes=st.none() | _counts,
+    memory_free_bytes=st.none() | _counts,
+    utilization_ratio=_readings,
+    temperature_celsius=_readings,
+    power_watts=_readings,
+    power_limit_watts=_readings,
+    ecc_corrected_errors=st.none() | _counts,
+    ecc_uncorrected_errors=st.none() | _counts,
+)
+_gpu_orphans = st.builds(
+    GpuOrphan,
+    st.integers(1, 2**22),
+    st.sampled_from(ComponentRole),
+    st.none() | _names,
+    st.none() | _counts,
+    st.floats(0, 1e10),
+)
+devices = st.builds(
+    GpuSnapshot,
+    _gpus,
+    servers=st.dictionaries(_names, st.none() | _counts, max_size=3),
+    orphans=st.none() | st.lists(_gpu_orphans, max_size=3).map(tuple),
+    orphan_bytes=st.none() | _counts,
+    other_bytes=st.none() | st.integers(-(10**12), 10**15),
+    xids=_xids,
+)
 agents = st.builds(
     AgentSnapshot,
     started=_instants,
@@ -393,5 +511,6 @@ agents = st.builds(
     is_config_load_successful=st.booleans(),
     discovered=st.none() | _counts,
     sights=_sights,
+    gpus=st.lists(devices, max_size=3).map(tuple),
 )
 instants = _instants

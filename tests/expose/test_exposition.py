@@ -23,22 +23,32 @@ import vllm_agent
 from tests.expose import snapshots
 from tests.expose.reference import WRITERS, OwnProcess, Reference
 from tests.expose.snapshots import (
+    EVERY_DEVICE,
     NOW,
     STARTED,
     ad_hoc_server,
     agent,
+    bare_device,
     crashed_server,
+    device,
     ended_local_server,
     fresh_server,
+    gpu,
     life,
     local_server,
+    lost_device,
     server,
     tree,
 )
 from vllm_agent.expose import exposition as exposition_module
-from vllm_agent.expose.exposition import DROPPED_FAMILY, Exposition
+from vllm_agent.expose.exposition import DROPPED_FAMILY, DROPPED_GPU, Exposition
 from vllm_agent.expose.family import Family, MetricType
-from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
+from vllm_agent.expose.metric_families import (
+    AGENT_FAMILIES,
+    GPU_FAMILIES,
+    MOMENT_FAMILIES,
+    SERVER_FAMILIES,
+)
 from vllm_agent.expose.text_format import FamilyText, TextFormat, header, number
 from vllm_agent.observations import Component, ComponentRole
 
@@ -48,7 +58,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.samples import Sample
 
-    from vllm_agent.snapshot import AgentSnapshot
+    from vllm_agent.snapshot import AgentSnapshot, GpuSnapshot
 
 GOLDEN = Path(__file__).parent / "golden"
 # The library declares no types for these.
@@ -57,9 +67,18 @@ parse_openmetrics: Callable[[str], Iterable[Metric]] = (
     openmetrics_parser.text_string_to_metric_families
 )
 go_string: Callable[[float], str] = floatToGoString
-EVERY_FAMILY: tuple[Family[Any], ...] = (*SERVER_FAMILIES, *MOMENT_FAMILIES, *AGENT_FAMILIES)
+EVERY_FAMILY: tuple[Family[Any], ...] = (
+    *SERVER_FAMILIES,
+    *MOMENT_FAMILIES,
+    *GPU_FAMILIES,
+    *AGENT_FAMILIES,
+)
 HOSTILE = 'quote " backslash \\ newline \n brace } é漢\U0001f600'
 HOSTILE_PART = Component(ComponentRole.WORKER, HOSTILE, 7, is_alive=True)
+HOSTILE_DEVICE = device(
+    gpu=gpu(HOSTILE, uuid="x" * 500, name=HOSTILE, pci_bus_id=HOSTILE),
+    servers=MappingProxyType({HOSTILE: 1, "x" * 500: 2, "": 3}),
+)
 
 
 class Page:
@@ -99,8 +118,13 @@ def values_of(text: str, name: str) -> list[float]:
         agent(local_server(), ad_hoc_server(), ended_local_server(), discovered=3),
         agent(server(HOSTILE, model_name=HOSTILE, url="x" * 500)),
         agent(local_server(HOSTILE, tree=tree(components=(HOSTILE_PART,)))),
+        agent(local_server(), gpus=EVERY_DEVICE),
+        agent(gpus=(HOSTILE_DEVICE, HOSTILE_DEVICE)),
     ],
-    ids=["no server", "three servers", "local servers", "hostile names", "hostile title"],
+    ids=[
+        *("no server", "three servers", "local servers", "hostile names", "hostile title"),
+        *("GPUs", "hostile GPUs"),
+    ],
 )
 def test_the_page_is_what_prometheus_client_writes(snapshot, text_format):
     expected = Reference(snapshot, NOW).page(text_format)
@@ -129,7 +153,8 @@ def test_a_number_is_written_as_go_does(value):
 def test_the_page_reads_as_agreed(text_format, name):
     """Delete the file and run the test twice to write it anew."""
     seen = (local_server("mixtral"), ended_local_server("phi"), ad_hoc_server("tiny@8000"))
-    text = Page().text(agent(server(), crashed_server(), *seen, discovered=3), text_format)
+    shown = agent(server(), crashed_server(), *seen, discovered=3, gpus=EVERY_DEVICE)
+    text = Page().text(shown, text_format)
     for here in (f'version="{vllm_agent.__version__}"', f'"{platform.python_version()}"'):
         assert here in text
         text = text.replace(here, here.split('"', maxsplit=1)[0] + '"X"')
@@ -186,8 +211,9 @@ def test_openmetrics_is_valid_to_its_strict_parser():
         agent(),
         agent(server(HOSTILE), crashed_server(), fresh_server("new")),
         agent(local_server(), ad_hoc_server(), ended_local_server(), discovered=3),
+        agent(local_server(), gpus=(*EVERY_DEVICE, HOSTILE_DEVICE, HOSTILE_DEVICE)),
     ],
-    ids=["no server", "three servers", "local servers"],
+    ids=["no server", "three servers", "local servers", "GPUs"],
 )
 def test_promtool_has_nothing_to_say(snapshot):
     page = Exposition(agent, lambda: NOW, print).render(TextFormat.PROMETHEUS, snapshot, NOW)
@@ -263,6 +289,44 @@ def test_a_server_that_keeps_renaming_its_model_does_not_fill_the_memory():
     assert len(text._beginnings) <= 128
 
 
+def test_a_gpu_is_asked_again_when_its_snapshot_changes_and_forgotten_when_it_goes(monkeypatch):
+    asked: list[str] = []
+
+    def samples(subject: GpuSnapshot) -> Sequence[tuple[tuple[str, ...], float]]:
+        asked.append(subject.gpu.index)
+        return [((), 1.0)]
+
+    family = Family("vllm_agent_x", MetricType.GAUGE, "X.", ("gpu", "uuid"), (), samples)
+    monkeypatch.setattr(exposition_module, "GPU_FAMILIES", (family,))
+    page, first, second = Page(), device("0"), device("1")
+
+    page.text(agent(gpus=(first, second)))
+    page.text(agent(gpus=(first, device("1"))))
+    assert asked == ["0", "1", "1"]
+
+    assert 'gpu="1"' not in page.text(agent(gpus=(first,)))
+    assert "gpu=" not in page.text(agent())
+    page.text(agent(gpus=(first,)))
+    assert asked == ["0", "1", "1", "0"]
+
+
+def test_of_two_gpus_with_the_same_labels_the_first_is_shown_and_the_other_counted():
+    page = Page()
+    text = page.text(agent(gpus=(device("0"), lost_device("0"), bare_device("0"))))
+    assert len(samples_of(text, "vllm_agent_gpu_info")) == 2
+    assert samples_of(text, "vllm_agent_gpu_xid_errors_total") == []
+    assert page.dropped == {DROPPED_GPU: 1}
+
+
+def test_more_servers_on_one_gpu_than_lines_are_kept_for():
+    many = MappingProxyType({f"server-{number}": number for number in range(300)})
+    page = Page()
+    for _ in range(2):
+        text = page.text(agent(gpus=(device(servers=many),)))
+        values = values_of(text, "vllm_agent_server_gpu_memory_used_bytes")
+        assert values == list(range(300))
+
+
 # --- isolation
 
 
@@ -280,17 +344,20 @@ def broken(subject: Any) -> Sequence[tuple[tuple[str, ...], float]]:
     return Broken()
 
 
-@pytest.mark.parametrize("table", ["SERVER_FAMILIES", "MOMENT_FAMILIES", "AGENT_FAMILIES"])
+@pytest.mark.parametrize(
+    "table", ["SERVER_FAMILIES", "MOMENT_FAMILIES", "GPU_FAMILIES", "AGENT_FAMILIES"]
+)
 def test_a_family_that_raises_loses_only_itself(monkeypatch, caplog, table):
     families = getattr(exposition_module, table)
-    whole = Page().text(agent(server()))
+    shown = agent(server(), gpus=(device(),))
+    whole = Page().text(shown)
     subject_labels = families[0].subject_labels
     bad = Family("vllm_agent_bad", MetricType.GAUGE, "Bad.", subject_labels, ("x",), broken)
     monkeypatch.setattr(exposition_module, table, (*families, bad))
     page = Page()
     with caplog.at_level(logging.ERROR):
-        text = page.text(agent(server()))
-        page.text(agent(server()))
+        text = page.text(shown)
+        page.text(agent(server(), gpus=(device(),)))
     assert "vllm_agent_bad{" not in text
     assert set(whole.splitlines()) <= set(text.splitlines())
     assert page.dropped == {DROPPED_FAMILY: 2}

@@ -14,15 +14,22 @@ from hypothesis import given, settings
 
 from tests.expose import snapshots
 from tests.expose.snapshots import (
+    EVERY_DEVICE,
+    GIB,
     NOW,
     STARTED,
     ad_hoc_server,
     agent,
+    bare_device,
     crashed_server,
+    device,
     ended_local_server,
     fresh_server,
+    gpu,
     life,
     local_server,
+    lost_device,
+    orphaned_device,
     orphans,
     server,
     tree,
@@ -35,16 +42,37 @@ from vllm_agent.expose.family import (
     ServerMoment,
     label_value,
 )
-from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
-from vllm_agent.expose.metrics_page import EXTERNAL_SERIES_BUDGET, LOCAL_SERIES_BUDGET
+from vllm_agent.expose.metric_families import (
+    AGENT_FAMILIES,
+    GPU_FAMILIES,
+    MOMENT_FAMILIES,
+    SERVER_FAMILIES,
+)
+from vllm_agent.expose.metrics_page import (
+    EXTERNAL_SERIES_BUDGET,
+    GPU_SERIES_BUDGET,
+    LOCAL_SERIES_BUDGET,
+)
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Tally
 from vllm_agent.lifecycle.states import Initiator, LifecycleMode, Phase, ServerState
 from vllm_agent.observations import Component, ComponentRole, Instant, Probe, ProbeCause
-from vllm_agent.snapshot import CollectorSnapshot, Histogram, ProbeStats, ServerSnapshot
+from vllm_agent.snapshot import (
+    CollectorSnapshot,
+    FaultCount,
+    GpuSnapshot,
+    Histogram,
+    ProbeStats,
+    ServerSnapshot,
+)
 
-EVERY_FAMILY: tuple[Family[Any], ...] = (*SERVER_FAMILIES, *MOMENT_FAMILIES, *AGENT_FAMILIES)
+EVERY_FAMILY: tuple[Family[Any], ...] = (
+    *SERVER_FAMILIES,
+    *MOMENT_FAMILIES,
+    *GPU_FAMILIES,
+    *AGENT_FAMILIES,
+)
 HISTOGRAM_SERIES = len(Histogram().counts) + 2
 
 
@@ -67,6 +95,18 @@ def series_by_family(subject: ServerSnapshot) -> dict[str, int]:
         name: sum(HISTOGRAM_SERIES if isinstance(value, Histogram) else 1 for _, value in listed)
         for name, listed in found.items()
     }
+
+
+def gpu_samples(subject: GpuSnapshot) -> dict[str, dict[tuple[str, ...], SampleValue]]:
+    """Every family that the device has series of, without the prefix."""
+    names = [family.name.removeprefix("vllm_agent_") for family in GPU_FAMILIES]
+    return {name: found for name in names if (found := samples(name, subject))}
+
+
+def eight_devices(*servers: str) -> tuple[GpuSnapshot, ...]:
+    """Devices of which each holds memory of every one of the servers."""
+    held = MappingProxyType(dict.fromkeys(servers, GIB))
+    return tuple(device(str(index), servers=held) for index in range(8))
 
 
 def failing_server() -> ServerSnapshot:
@@ -420,6 +460,97 @@ def test_an_unknown_load_stage_is_not_exported(make):
     assert samples("load_stage", make(life=life(Phase.LOADING))) == {}
 
 
+# --- GPUs
+
+
+def test_a_gpu_tells_its_readings():
+    assert gpu_samples(device()) == {
+        "gpu_info": {("NVIDIA H100 80GB HBM3", "nvidia", "580.95.05", "00000000:10:00.0"): 1},
+        "gpu_memory_total_bytes": {(): 80 * GIB},
+        "gpu_memory_used_bytes": {(): 72.5 * GIB},
+        "gpu_memory_free_bytes": {(): 7 * GIB},
+        "gpu_utilization_ratio": {(): 0.87},
+        "gpu_temperature_celsius": {(): 61},
+        "gpu_power_watts": {(): 412.5},
+        "gpu_power_limit_watts": {(): 700},
+        "gpu_ecc_errors_total": {("corrected",): 3, ("uncorrected",): 0},
+        "server_gpu_memory_used_bytes": {("llama",): 72 * GIB},
+        "gpu_orphan_memory_bytes": {(): 0},
+        "gpu_orphan_processes": {(): 0},
+        "gpu_other_memory_bytes": {(): 0.5 * GIB},
+    }
+
+
+def test_an_idle_gpu_has_zeros_where_one_that_tells_nothing_has_no_series():
+    idle = gpu(memory_used_bytes=0, utilization_ratio=0.0, power_watts=0.0, ecc_corrected_errors=0)
+    told = gpu_samples(device(gpu=idle, servers={"asleep": 0}, other_bytes=0))
+    assert told["gpu_memory_used_bytes"] == {(): 0}
+    assert told["gpu_utilization_ratio"] == {(): 0}
+    assert told["gpu_power_watts"] == {(): 0}
+    assert told["gpu_ecc_errors_total"] == {("corrected",): 0, ("uncorrected",): 0}
+    assert told["server_gpu_memory_used_bytes"] == {("asleep",): 0}
+    assert told["gpu_other_memory_bytes"] == {(): 0}
+
+    assert gpu_samples(bare_device()) == {
+        "gpu_info": {("", "amd", "", ""): 1},
+        "gpu_memory_total_bytes": {(): GIB},
+    }
+
+
+def test_one_kind_of_ecc_errors_may_be_unknown():
+    half = device(gpu=gpu(ecc_corrected_errors=None, ecc_uncorrected_errors=2))
+    assert samples("gpu_ecc_errors_total", half) == {("uncorrected",): 2}
+
+
+def test_who_holds_memory_after_a_crash():
+    told = gpu_samples(orphaned_device())
+    assert told["server_gpu_memory_used_bytes"] == {("llama",): 60 * GIB}
+    assert told["gpu_orphan_memory_bytes"] == {(): 12 * GIB}
+    assert told["gpu_orphan_processes"] == {(): 1}
+    assert told["gpu_xid_errors_total"] == {("31",): 2}
+    assert told["gpu_last_xid_timestamp_seconds"] == {("31",): 1_750_000_089.5}
+
+
+def test_orphans_whose_memory_is_unknown_are_counted():
+    assert samples("gpu_orphan_memory_bytes", orphaned_device(orphan_bytes=None)) == {}
+    assert samples("gpu_orphan_processes", orphaned_device(orphan_bytes=None)) == {(): 1}
+
+
+def test_where_the_agent_cannot_tell_who_holds_memory_it_says_nothing_of_orphans():
+    blind = device(servers={}, orphans=None, orphan_bytes=0, other_bytes=None)
+    told = gpu_samples(blind)
+    who = ("server_gpu_memory_used_bytes", "gpu_orphan_memory_bytes", "gpu_orphan_processes")
+    assert not {*who, "gpu_other_memory_bytes"} & told.keys()
+    assert told["gpu_memory_used_bytes"]
+
+
+def test_a_lost_gpu_has_its_xids_only_whatever_was_known_of_it():
+    xids = {
+        "gpu_xid_errors_total": {("79",): 1},
+        "gpu_last_xid_timestamp_seconds": {("79",): 1_750_000_040},
+    }
+    assert gpu_samples(lost_device()) == xids
+    remembered = device(gpu=gpu(is_lost=True), xids=lost_device().xids)
+    assert gpu_samples(remembered) == xids
+
+
+def test_names_of_servers_are_bounded_and_two_of_one_name_are_one_series():
+    cut = label_value("x" * 200)
+    held = samples("server_gpu_memory_used_bytes", device(servers={"x" * 200: 1, cut: 2}))
+    assert held == {(cut,): 3}
+
+
+@given(snapshots.devices)
+@settings(max_examples=50, deadline=None)
+def test_any_gpu_has_distinct_series_with_bounded_labels(subject):
+    names = [family.name.removeprefix("vllm_agent_") for family in GPU_FAMILIES]
+    labels = {family.name: family.labels for family in GPU_FAMILIES}
+    for name in names:
+        for values in samples(name, subject):
+            assert len(values) == len(labels[f"vllm_agent_{name}"])
+            assert all(len(value) <= MAX_LABEL_VALUE_CHARACTERS for value in values)
+
+
 # --- the agent
 
 
@@ -466,7 +597,32 @@ def test_an_external_server_keeps_to_its_series_budget(make):
     "make", [local_server, ad_hoc_server, ended_local_server, fullest_local_server]
 )
 def test_a_local_server_keeps_to_its_series_budget(make):
-    assert sum(series_by_family(make()).values()) <= LOCAL_SERIES_BUDGET
+    subject = make()
+    on_gpus = [
+        values
+        for shown in eight_devices(subject.name)
+        for values in samples("server_gpu_memory_used_bytes", shown)
+        if values == (subject.name,)
+    ]
+    assert len(on_gpus) == 8
+    assert sum(series_by_family(subject).values()) + len(on_gpus) <= LOCAL_SERIES_BUDGET
+
+
+@pytest.mark.parametrize("subject", EVERY_DEVICE)
+def test_a_gpu_keeps_to_its_series_budget_with_one_more_per_server_and_two_per_xid(subject):
+    counts = {name: len(found) for name, found in gpu_samples(subject).items()}
+    assert counts.pop("server_gpu_memory_used_bytes", 0) <= len(subject.servers)
+    for name in ("gpu_xid_errors_total", "gpu_last_xid_timestamp_seconds"):
+        assert counts.pop(name, 0) == len(subject.xids)
+    assert sum(counts.values()) <= GPU_SERIES_BUDGET
+
+
+def test_eight_servers_on_eight_gpus_grow_with_both_and_nothing_else():
+    names = [f"server-{number}" for number in range(8)]
+    xids = MappingProxyType({number: FaultCount(1, 1e9) for number in (31, 79)})
+    shown = [replace(one, xids=xids) for one in eight_devices(*names)]
+    series = sum(len(found) for one in shown for found in gpu_samples(one).values())
+    assert series == 8 * (GPU_SERIES_BUDGET + len(names) + 2 * len(xids))
 
 
 def test_beyond_its_budget_a_server_grows_only_with_new_transitions_and_causes():

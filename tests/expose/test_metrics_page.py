@@ -6,13 +6,21 @@ import pytest
 from prometheus_client import ProcessCollector
 
 from vllm_agent.expose import metrics_page
-from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
+from vllm_agent.expose.metric_families import (
+    AGENT_FAMILIES,
+    GPU_FAMILIES,
+    MOMENT_FAMILIES,
+    SERVER_FAMILIES,
+)
 
 PAGE = metrics_page.render()
+UNITS = ("_seconds", "_bytes", "_ratio", "_celsius", "_watts")
 
 
 @pytest.mark.parametrize(
-    "family", [*SERVER_FAMILIES, *MOMENT_FAMILIES, *AGENT_FAMILIES], ids=lambda family: family.name
+    "family",
+    [*SERVER_FAMILIES, *MOMENT_FAMILIES, *GPU_FAMILIES, *AGENT_FAMILIES],
+    ids=lambda family: family.name,
 )
 def test_every_family_has_one_complete_row(family):
     (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{family.name}` |")]
@@ -22,7 +30,7 @@ def test_every_family_has_one_complete_row(family):
     assert labels.strip() == ", ".join(f"`{label}`" for label in family.all_labels)
     assert meaning == family.help
     assert modes
-    assert bool(unit.strip()) == ("_seconds" in name or "_bytes" in name)
+    assert bool(unit.strip()) == any(part in name for part in UNITS)
 
 
 def test_a_family_of_some_modes_names_them():

@@ -10,9 +10,14 @@ import pytest
 from aiohttp import web
 
 from tests.expose.reference import OwnProcess
-from tests.expose.snapshots import NOW, agent, server
+from tests.expose.snapshots import NOW, agent, device, server
 from vllm_agent.expose import exposition as exposition_module
-from vllm_agent.expose.exposition import INLINE_GZIP_BYTES, SERVERS_PER_SLICE, Exposition
+from vllm_agent.expose.exposition import (
+    GPUS_PER_SLICE,
+    INLINE_GZIP_BYTES,
+    SERVERS_PER_SLICE,
+    Exposition,
+)
 from vllm_agent.expose.text_format import TextFormat
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
 SMALL = agent(server())
 LARGE = agent(*(server(f"server-{number}") for number in range(5 * SERVERS_PER_SLICE)))
+MANY_GPUS = agent(server(), gpus=tuple(device(str(n)) for n in range(3 * GPUS_PER_SLICE)))
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 PLAIN = {"Accept-Encoding": "identity"}
 
@@ -113,22 +119,30 @@ async def test_a_scrape_that_fails_gives_its_place_back(aiohttp_client):
     assert [(await client.get("/metrics")).status for _ in range(2)] == [500, 500]
 
 
-async def test_others_get_their_turn_between_slices():
-    """A state change waits for one slice of servers, not for the whole page."""
-    _, exposition = served(LARGE)
+@pytest.mark.parametrize(
+    ("snapshot", "slices"), [(LARGE, 5), (MANY_GPUS, 3)], ids=["servers", "GPUs"]
+)
+async def test_others_get_their_turn_between_slices(snapshot, slices):
+    """A state change waits for one slice of servers or GPUs, not for the whole page."""
+    _, exposition = served(snapshot)
     rendering = asyncio.create_task(exposition._render_in_slices(TextFormat.PROMETHEUS))
     turns = 0
     while not rendering.done():
         await asyncio.sleep(0)
         turns += 1
-    assert turns >= len(LARGE.servers) // SERVERS_PER_SLICE
-    assert await rendering == exposition.render(TextFormat.PROMETHEUS, LARGE, NOW)
+    assert turns >= slices
+    assert await rendering == exposition.render(TextFormat.PROMETHEUS, snapshot, NOW)
 
 
 async def test_scrapes_side_by_side_of_changing_snapshots_do_not_mix(monkeypatch):
     monkeypatch.setattr(exposition_module, "SERVERS_PER_SLICE", 1)
+    monkeypatch.setattr(exposition_module, "GPUS_PER_SLICE", 1)
     names = [f"server-{number}" for number in range(20)]
-    snapshots = [agent(*(server(name, version=v) for name in names)) for v in ("1", "2", "3")]
+    gpus = tuple(device(str(number)) for number in range(20))
+    snapshots = [
+        agent(*(server(name, version=str(count)) for name in names), gpus=gpus[:count])
+        for count in (1, 20, 2)
+    ]
     upcoming = iter(snapshots)
     exposition = Exposition(lambda: next(upcoming), lambda: NOW, print, own_process=OwnProcess())
     pages = await asyncio.gather(

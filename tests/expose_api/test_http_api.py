@@ -13,9 +13,12 @@ from tests.expose.snapshots import (
     NOW,
     ad_hoc_server,
     crashed_server,
+    device,
     ended_local_server,
+    gpu,
     life,
     local_server,
+    orphaned_device,
     server,
     tree,
 )
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 READS = (
     *("/", "/custom", "/-/healthy", "/-/ready", "/api/v1/servers", "/api/v1/servers/llama"),
-    *("/api/v1/servers/llama/history", "/api/v1/http_sd"),
+    *("/api/v1/servers/llama/history", "/api/v1/gpus", "/api/v1/http_sd"),
 )
 MAINTENANCE = "/api/v1/servers/llama/maintenance"
 FORGET = "/api/v1/servers/qwen/forget"
@@ -245,6 +248,43 @@ async def test_a_fault_is_logged_once_and_tells_nothing_of_the_inside(reader, fa
 
     assert len(caplog.records) == 1
     assert "secret of the inside" in caplog.text
+
+
+async def test_gpus_over_both_addresses(reader, control, fake) -> None:
+    empty: dict[str, object] = {"collector": None, "sights": [], "gpus": []}
+    for client in (reader, control):
+        assert await (await client.get("/api/v1/gpus")).json() == empty
+
+    fake.show(gpus=(device(), orphaned_device()))
+
+    for client in (reader, control):
+        response = await client.get("/api/v1/gpus")
+        assert response.content_type == "application/json"
+        assert [shown["uuid"] for shown in (await response.json())["gpus"]] == ["GPU-0", "GPU-1"]
+
+
+async def test_gpus_are_sent_again_only_when_a_value_changes(reader, fake) -> None:
+    fake.show(gpus=(device(),))
+    first = await reader.get("/api/v1/gpus")
+    known = {"If-None-Match": first.headers["ETag"]}
+
+    fake.show(crashed_server(), gpus=(device(),))
+    again = await reader.get("/api/v1/gpus", headers=known)
+    assert (again.status, await again.read()) == (304, b"")
+
+    tags = {first.headers["ETag"]}
+    blind = CollectorSnapshot("gpu", is_up=False, detail="does not answer")
+    for shown in (
+        {"gpus": (device(gpu=gpu(temperature_celsius=62.0)),)},
+        {"gpus": (device(servers={"llama": 1}),)},
+        {"gpus": ()},
+        {"gpus": (), "collectors": (blind,)},
+    ):
+        fake.snapshot = replace(fake.snapshot, **shown)
+        changed = await reader.get("/api/v1/gpus", headers=known)
+        assert changed.status == 200
+        tags.add(changed.headers["ETag"])
+    assert len(tags) == 5
 
 
 async def test_http_sd_lists_what_prometheus_can_reach(reader, fake) -> None:

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 
 from tests.expose import snapshots
+from vllm_agent.expose.gpu_view import GpusView, GpuView, gpu_view, gpus_view
 from vllm_agent.expose.history_view import history_view
 from vllm_agent.expose.json_text import encode
 from vllm_agent.expose.json_view import ServerView, agent_view, server_view
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.server_life import Ending, Launch, Transition
 from vllm_agent.lifecycle.states import Phase, ServerState
-from vllm_agent.observations import Instant, Probe, ProbeCause, ProbeResult
-from vllm_agent.snapshot import ProbeStats
+from vllm_agent.observations import Instant, Probe, ProbeCause, ProbeResult, Sight, SightKind
+from vllm_agent.snapshot import CollectorSnapshot, ProbeStats
 from vllm_agent.store import History, LaunchRecord
 
 
@@ -216,6 +217,65 @@ def test_the_agent_tells_what_it_found_and_sees() -> None:
         ("log", False),
     ]
     assert agent_view(snapshots.agent())["discovered"] is None
+
+
+@given(snapshots.agents)
+def test_any_gpus_are_valid_json_with_every_key(agent) -> None:
+    view = json.loads(encode(gpus_view(agent)), parse_constant=pytest.fail)
+
+    assert view.keys() == GpusView.__annotations__.keys()
+    assert all(shown.keys() == GpuView.__annotations__.keys() for shown in view["gpus"])
+
+
+def test_a_gpu_tells_who_holds_its_memory() -> None:
+    gib = snapshots.GIB
+
+    view = gpu_view(snapshots.orphaned_device())
+
+    assert (view["gpu"], view["uuid"], view["vendor"]) == ("1", "GPU-1", "nvidia")
+    assert (view["memory_total_bytes"], view["memory_free_bytes"]) == (80 * gib, 7 * gib)
+    assert view["servers"] == [
+        {"server": "llama", "used_bytes": 60 * gib},
+        {"server": "mixtral", "used_bytes": None},
+    ]
+    assert view["orphans"] == [
+        {
+            "pid": 4301,
+            "role": "worker",
+            "server": "phi",
+            "used_bytes": 12 * gib,
+            "start_time_seconds": 1_749_992_000.0,
+        }
+    ]
+    assert (view["orphan_memory_bytes"], view["other_memory_bytes"]) == (12 * gib, gib // 2)
+    assert view["xids"] == [{"xid": 31, "count": 2, "last_timestamp_seconds": 1_750_000_089.5}]
+
+
+def test_a_lost_gpu_and_one_that_tells_nothing() -> None:
+    lost = gpu_view(snapshots.lost_device())
+    assert lost["lost"] is True
+    assert [told["xid"] for told in lost["xids"]] == [79]
+
+    bare = dict(gpu_view(snapshots.bare_device()))
+    assert bare["lost"] is False
+    unknown = ("name", "memory_used_bytes", "power_watts", "orphans", "orphan_memory_bytes")
+    assert {key: bare[key] for key in unknown} == dict.fromkeys(unknown)
+    assert gpu_view(snapshots.device())["orphans"] == []
+
+
+def test_gpus_tell_their_collector_and_what_is_seen_of_them() -> None:
+    blind = Sight(SightKind.GPU_PROCESSES, False, "no host PIDs", "--pid=host")  # noqa: FBT003 - as in a page
+    source = CollectorSnapshot("gpu", is_up=False, detail="NVML does not answer")
+    agent = snapshots.agent(sights=(*snapshots.HIDDEN, blind))
+    assert gpus_view(agent)["collector"] is None
+
+    view = gpus_view(replace(agent, collectors=(*agent.collectors, source)))
+
+    assert view["collector"] == {"name": "gpu", "up": False, "detail": "NVML does not answer"}
+    assert [(sight["kind"], sight["fix"]) for sight in view["sights"]] == [
+        ("gpu_processes", "--pid=host")
+    ]
+    assert view["gpus"] == []
 
 
 def test_history_tells_transitions_and_launches_with_their_endings() -> None:

@@ -14,25 +14,32 @@ from hypothesis import given
 from tests.expose.snapshots import (
     CONTAINER,
     ENGINE,
+    GIB,
     HIDDEN,
     NOW,
     WORKERS,
     agent,
     agents,
+    bare_device,
     crashed_server,
+    device,
     ended_local_server,
+    gpu,
     life,
     local_server,
+    lost_device,
+    orphaned_device,
     orphans,
     server,
     sighting,
     tree,
 )
 from vllm_agent.expose.status_page import HEADERS, render
+from vllm_agent.expose.status_page.gpus import MAX_LINES
 from vllm_agent.expose.status_page.rows import moment
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.states import PHASE_STATE, Phase
-from vllm_agent.snapshot import CollectorSnapshot
+from vllm_agent.snapshot import CollectorSnapshot, FaultCount
 
 VOID = {"meta", "br"}
 
@@ -163,6 +170,109 @@ def test_a_part_that_is_gone_and_what_was_left_behind_are_shown() -> None:
     assert cell.endswith(">none</span><br><strong>2 orphaned</strong>")
 
 
+def gpu_cells(*shown, row=0) -> dict[str, str]:
+    """The cells of one GPU by their label; that of the header is under "GPU"."""
+    table = render(agent(gpus=shown), NOW).partition("<h2>GPUs</h2>")[2]
+    html = table.partition("<tbody>\n")[2].partition("</tbody>")[0].splitlines()[row]
+    cells = dict(re.findall('<td[^>]* data-label="([^"]*)">(.*?)</td>', html))
+    (cells["GPU"],) = re.findall('<th scope="row">(.*?)</th>', html)
+    return cells
+
+
+def test_a_gpu_shows_what_it_does_and_who_holds_its_memory() -> None:
+    cells = gpu_cells(device())
+
+    name = "NVIDIA H100 80GB HBM3"
+    assert cells["GPU"] == f'0 <span class="name quiet" title="{name}, GPU-0">{name}</span>'
+    assert cells["Memory"].endswith("</svg>72.5 GiB of 80.0 GiB")
+    assert cells["Servers"].endswith('href="api/v1/servers/llama">llama</a> 72.0 GiB')
+    assert (cells["Orphans"], cells["Other"]) == ("none", "512.0 MiB")
+    assert cells["Load"] == "87 % busy, 61 °C, 412 of 700 W"
+    assert cells["Faults"] == ""
+
+
+def test_the_bar_of_a_gpu_has_a_part_for_each_kind_of_holder() -> None:
+    assert re.findall(
+        'class="([a-z]+)" x="([0-9.]+)%" width="([0-9.]+)%"', gpu_cells(orphaned_device())["Memory"]
+    ) == [("held", "0.0", "75.0"), ("orphaned", "75.0", "15.0"), ("other", "90.0", "0.6")]
+    unattributed = device(servers={}, orphans=None, orphan_bytes=None, other_bytes=None)
+    assert '<rect class="other" x="0.0%" width="90.6%"' in gpu_cells(unattributed)["Memory"]
+    beyond = gpu_cells(device(servers={"llama": 100 * GIB}))["Memory"]
+    assert re.findall('width="([0-9.]+)%"', beyond) == ["100.0"]
+    assert "<rect" not in gpu_cells(device(gpu=gpu(memory_used_bytes=0), servers={}))["Memory"]
+
+
+def test_orphans_of_a_gpu_are_highlighted_with_their_pid_and_age() -> None:
+    cells = gpu_cells(device(), orphaned_device(), row=1)
+
+    assert cells["Orphans"].startswith('<span class="state state-crashed">12.0 GiB</span><br>')
+    told = Page(cells["Orphans"]).text
+    assert "PID 4301, worker of  phi , 12.0 GiB, started  2 hours ago" in told
+    assert cells["Servers"].count("<br>") == 1
+    assert cells["Servers"].endswith('mixtral</a> <span class="quiet">unknown</span>')
+    html = render(agent(gpus=(orphaned_device(),)), NOW)
+    assert "vllm-agent gpus" in Page(html).text
+    assert '<td class="why" data-label="Orphans">' in html, "or its lines would not wrap"
+    assert "vllm-agent gpus" not in Page(render(agent(gpus=(device(),)), NOW)).text
+
+
+def test_faults_of_a_gpu_are_told_newest_first() -> None:
+    xids = {31: FaultCount(3, NOW.unix_seconds - 90), 79: FaultCount(1, NOW.unix_seconds - 5)}
+
+    told = Page(gpu_cells(device(xids=xids))["Faults"]).text
+
+    assert re.sub(" +", " ", told) == "XID 79 5 seconds ago XID 31 1 minute ago , 3 times"
+
+
+def test_a_lost_gpu_says_so_and_keeps_its_faults() -> None:
+    cells = gpu_cells(lost_device(servers={"llama": 1}))
+
+    assert '<span class="state state-crashed">lost</span>' in cells["Memory"]
+    assert "XID 79" in cells["Faults"]
+    assert {cells[label] for label in ("Servers", "Orphans", "Other", "Load")} == {""}
+
+
+def test_a_gpu_that_is_cut_into_instances_points_to_them() -> None:
+    whole = device(gpu=gpu(memory_used_bytes=None, memory_total_bytes=None))
+    part = device(gpu=gpu("0:1", parent_uuid="GPU-0"))
+
+    assert "cut into instances" in gpu_cells(whole, part)["Memory"]
+    assert "72.5 GiB" in gpu_cells(whole, part, row=1)["Memory"]
+
+
+def test_what_is_unknown_of_a_gpu_is_told_as_unknown() -> None:
+    unknown = '<span class="quiet">unknown</span>'
+
+    cells = gpu_cells(bare_device())
+
+    assert cells["Memory"] == f"{unknown} of 1.0 GiB"
+    assert {cells[label] for label in ("Servers", "Orphans", "Other", "Load")} == {unknown}
+    assert ">amd</span>" in cells["GPU"]
+
+
+def test_a_row_of_a_gpu_names_the_largest_holders_and_counts_the_rest() -> None:
+    held = {f"server-{number}": number * GIB for number in range(MAX_LINES + 3)}
+
+    servers = gpu_cells(device(servers=held))["Servers"].split("<br>")
+
+    assert len(servers) == MAX_LINES + 1
+    assert servers[0].endswith(" 10.0 GiB")
+    assert servers[-1] == '<span class="quiet">and 3 more</span>'
+
+
+def test_without_gpus_there_is_no_section_unless_they_are_missed() -> None:
+    assert "GPUs" not in render(agent(), NOW)
+    working = CollectorSnapshot("gpu", is_up=True)
+    assert "GPUs" not in render(agent(collectors=(working,)), NOW)
+
+    hung = CollectorSnapshot("gpu", is_up=False, detail="NVML does not answer")
+    text = Page(render(agent(collectors=(hung,)), NOW)).text
+
+    assert "NVML does not answer" in text
+    assert "What is not shown here is not known" in text
+    assert "api/v1/gpus" in Page(render(agent(gpus=(device(),)), NOW)).links
+
+
 def test_what_the_agent_does_not_see_of_the_host_is_a_notice() -> None:
     text = Page(render(agent(sights=HIDDEN), NOW)).text
 
@@ -224,7 +334,7 @@ def test_the_policy_allows_this_style_and_nothing_else() -> None:
 
 @given(agents)
 def test_whatever_a_server_says_stays_text(snapshot) -> None:
-    hostile = "<script>alert(1)</script>\"'&"
+    hostile = "\"'><script>alert(1)</script>&"
     part = replace(ENGINE, rank=hostile, is_alive=False)
     changed = replace(
         snapshot,
@@ -240,6 +350,15 @@ def test_whatever_a_server_says_stays_text(snapshot) -> None:
             for s in snapshot.servers
         ),
         sights=(replace(HIDDEN[1], why_not=hostile, fix=hostile),),
+        gpus=tuple(
+            replace(
+                shown,
+                gpu=replace(shown.gpu, index=hostile, uuid=hostile, name=hostile),
+                servers={hostile: 1},
+                orphans=tuple(replace(o, server=hostile) for o in shown.orphans or ()),
+            )
+            for shown in snapshot.gpus
+        ),
     )
 
     page = Page(render(changed, NOW))

@@ -6,11 +6,21 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from vllm_agent.expose.family import Family, MetricType
-from vllm_agent.expose.metric_families import AGENT_FAMILIES, MOMENT_FAMILIES, SERVER_FAMILIES
+from vllm_agent.expose.metric_families import (
+    AGENT_FAMILIES,
+    GPU_FAMILIES,
+    MOMENT_FAMILIES,
+    SERVER_FAMILIES,
+)
 
 TARGET_LABELS: Final = frozenset({"job", "instance"})
 
-_FAMILIES: Final[tuple[Family[Any], ...]] = (*SERVER_FAMILIES, *MOMENT_FAMILIES, *AGENT_FAMILIES)
+_FAMILIES: Final[tuple[Family[Any], ...]] = (
+    *SERVER_FAMILIES,
+    *MOMENT_FAMILIES,
+    *GPU_FAMILIES,
+    *AGENT_FAMILIES,
+)
 
 COUNTERS: Final = frozenset(
     family.name for family in _FAMILIES if family.type is MetricType.COUNTER

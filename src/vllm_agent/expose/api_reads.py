@@ -98,6 +98,10 @@ class Reads:
         view = history_view(server.name, await self._history(server.name, limit))
         return _json(encode(view) + b"\n")
 
+    async def gpus(self, request: web.Request) -> web.Response:
+        """Every GPU, and who holds its memory."""
+        return _unless_known(request, self._views.gpus(self._current()))
+
     async def http_sd(self, _: web.Request) -> web.Response:
         """Scrape targets for vLLM's own metrics."""
         return _json(encode(target_groups(self._current())) + b"\n")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.expose.gpu_view import gpus_view
 from vllm_agent.expose.json_text import encode
 from vllm_agent.expose.json_view import agent_view, server_view
 
@@ -38,8 +39,11 @@ class EncodedViews:
     def server(self, server: ServerSnapshot, agent: AgentSnapshot) -> EncodedView:
         """The answer on one server of `agent`."""
         self._forget_gone(agent)
-        body = self._encoded(server)
-        return EncodedView(body + b"\n", blake2b(body, digest_size=_ETAG_BYTES).hexdigest())
+        return _tagged(self._encoded(server))
+
+    def gpus(self, agent: AgentSnapshot) -> EncodedView:
+        """The answer that lists every GPU. It changes with nearly every look: nothing is kept."""
+        return _tagged(encode(gpus_view(agent)))
 
     async def servers(self, agent: AgentSnapshot) -> EncodedView:
         """The answer that lists every server."""
@@ -71,3 +75,7 @@ class EncodedViews:
         if len(self._servers) > len(agent.servers):
             names = {server.name for server in agent.servers}
             self._servers = {n: kept for n, kept in self._servers.items() if n in names}
+
+
+def _tagged(body: bytes) -> EncodedView:
+    return EncodedView(body + b"\n", blake2b(body, digest_size=_ETAG_BYTES).hexdigest())

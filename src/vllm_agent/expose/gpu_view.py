@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from vllm_agent.expose.json_text import timestamp
+from vllm_agent.expose.json_view import CollectorView, collector_view
+from vllm_agent.expose.process_view import SightView, sight_views
+from vllm_agent.observations import SightKind
 
 if TYPE_CHECKING:
-    from vllm_agent.expose.json_view import CollectorView
-    from vllm_agent.expose.process_view import SightView
-    from vllm_agent.snapshot import GpuOrphan, GpuSnapshot
+    from vllm_agent.snapshot import AgentSnapshot, CollectorSnapshot, GpuOrphan, GpuSnapshot
+
+GPU_COLLECTOR: Final = "gpu"
+
+_GPU_SIGHTS: Final = frozenset({SightKind.GPU, SightKind.GPU_PROCESSES})
 
 
 class GpuServerView(TypedDict):
@@ -78,6 +83,21 @@ class GpusView(TypedDict):
     collector: CollectorView | None
     sights: list[SightView]
     gpus: list[GpuView]
+
+
+def gpus_view(agent: AgentSnapshot) -> GpusView:
+    """Every device, and what the agent sees of them."""
+    source = gpu_collector(agent)
+    return GpusView(
+        collector=None if source is None else collector_view(source),
+        sights=sight_views(sight for sight in agent.sights if sight.kind in _GPU_SIGHTS),
+        gpus=[gpu_view(device) for device in agent.gpus],
+    )
+
+
+def gpu_collector(agent: AgentSnapshot) -> CollectorSnapshot | None:
+    """The agent's source of GPUs; None where no driver was found, or GPUs are off."""
+    return next((source for source in agent.collectors if source.name == GPU_COLLECTOR), None)
 
 
 def gpu_view(device: GpuSnapshot) -> GpuView:

@@ -90,6 +90,7 @@ def _app(reads: Reads, metrics: Endpoint, method_hint: str) -> web.Application:
     app.router.add_get("/api/v1/servers", reads.servers)
     app.router.add_get(_SERVER, reads.server)
     app.router.add_get(f"{_SERVER}/history", reads.history)
+    app.router.add_get("/api/v1/gpus", reads.gpus)
     app.router.add_get("/api/v1/http_sd", reads.http_sd)
     return app
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.restart_budget import RestartBudget
     from vllm_agent.lifecycle.server_life import ServerLife
     from vllm_agent.observations import ProbeResult
-    from vllm_agent.snapshot import AgentSnapshot, ProbeStats, ServerSnapshot
+    from vllm_agent.snapshot import AgentSnapshot, CollectorSnapshot, ProbeStats, ServerSnapshot
 
 MAX_MAINTENANCE_SECONDS: Final = 366 * 24 * 3600.0
 """A year: whoever plans further means a maintenance without an end."""
@@ -137,11 +137,13 @@ def agent_view(agent: AgentSnapshot) -> AgentView:
         config_file=agent.config_file,
         discovered=agent.discovered,
         sights=sight_views(agent.sights),
-        collectors=[
-            CollectorView(name=source.name, up=source.is_up, detail=source.detail)
-            for source in agent.collectors
-        ],
+        collectors=[collector_view(source) for source in agent.collectors],
     )
+
+
+def collector_view(source: CollectorSnapshot) -> CollectorView:
+    """One of the agent's own sources."""
+    return CollectorView(name=source.name, up=source.is_up, detail=source.detail)
 
 
 def server_view(server: ServerSnapshot) -> ServerView:

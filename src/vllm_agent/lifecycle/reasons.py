@@ -71,7 +71,7 @@ REASON_TEXT: Final = MappingProxyType(
         Reason.SIGNAL: ReasonText(
             "The main process was ended by a signal that is no request to stop.",
             "Find who sent it: the kernel's OOM killer (dmesg), a supervisor, or a person; "
-            "then look for orphaned workers that still hold the GPU.",
+            "'vllm-agent gpus' shows whether its workers still hold a GPU.",
         ),
         Reason.HOST_OOM: ReasonText(
             "The kernel's OOM killer ended a process of the server.",
@@ -84,7 +84,7 @@ REASON_TEXT: Final = MappingProxyType(
         ),
         Reason.GPU_MEMORY_TAKEN: ReasonText(
             "Somebody else held the GPU memory that the server wanted at its start.",
-            "End the process that holds it (often an orphan), then start again.",
+            "End who holds it (often an orphan: see 'vllm-agent gpus'), then start again.",
         ),
         Reason.KV_CACHE_TOO_SMALL: ReasonText(
             "After loading the model too little memory was left for the KV cache.",
@@ -95,8 +95,9 @@ REASON_TEXT: Final = MappingProxyType(
             "Lower --max-model-len to what the model's configuration states.",
         ),
         Reason.GPU_FAULT: ReasonText(
-            "The GPU reported a fault.",
-            "Look up the XID in the kernel log; drain the host if it comes back.",
+            "A GPU that it held had a fault: the driver told an XID, or lost the device.",
+            "Look up the XID that 'vllm-agent history' names in NVIDIA's catalogue; drain the host "
+            "if it comes back.",
         ),
         Reason.GPU_UNAVAILABLE: ReasonText(
             "No usable GPU was found.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.expose.metric_families.agent import AGENT_FAMILIES
+from vllm_agent.expose.metric_families.gpus import GPU_FAMILIES
 from vllm_agent.expose.metric_families.launches import LAUNCH_FAMILIES
 from vllm_agent.expose.metric_families.probes import PROBE_FAMILIES
 from vllm_agent.expose.metric_families.processes import PROCESS_FAMILIES
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vllm_agent.expose.family import Family, ServerMoment
     from vllm_agent.snapshot import ServerSnapshot
 
-__all__ = ["AGENT_FAMILIES", "MOMENT_FAMILIES", "SERVER_FAMILIES"]
+__all__ = ["AGENT_FAMILIES", "GPU_FAMILIES", "MOMENT_FAMILIES", "SERVER_FAMILIES"]
 
 SERVER_FAMILIES: Final[tuple[Family[ServerSnapshot], ...]] = (
     *STATE_FAMILIES,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_agent.expose.family import Samples, ServerMoment
-    from vllm_agent.snapshot import AgentSnapshot, ServerSnapshot
+    from vllm_agent.snapshot import AgentSnapshot, GpuSnapshot, ServerSnapshot
 
 EVERY_MODE: Final = tuple(LifecycleMode)
 LOCAL_MODES: Final = (LifecycleMode.MONITORED, LifecycleMode.MANAGED)
@@ -50,6 +50,17 @@ def running_counter(
 ) -> Family[ServerMoment]:
     """A counter of a server that grows with the clock."""
     return Family(PREFIX + name, MetricType.COUNTER, text, ("server",), labels, samples)
+
+
+def of_gpu(
+    name: str,
+    kind: MetricType,
+    text: str,
+    samples: Callable[[GpuSnapshot], Samples],
+    *labels: str,
+) -> Family[GpuSnapshot]:
+    """A family of a GPU, or of a MIG instance."""
+    return Family(PREFIX + name, kind, text, ("gpu", "uuid"), labels, samples)
 
 
 def of_agent(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import vllm_agent
 from vllm_agent.expose.severity import BY_SEVERITY, worst_first
+from vllm_agent.expose.status_page import gpus
 from vllm_agent.expose.status_page.rows import COLUMNS, moment, server_row
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def render(snapshot: AgentSnapshot, now: Instant, telemetry_path: str = "/metric
 
 
 def parts(snapshot: AgentSnapshot, now: Instant, telemetry_path: str) -> Iterator[str]:
-    """The page piece by piece, a server at a time, for who has other work in between."""
+    """The page piece by piece, a server or a GPU at a time, for who has other work in between."""
     yield (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">\n'
@@ -78,6 +79,7 @@ def parts(snapshot: AgentSnapshot, now: Instant, telemetry_path: str) -> Iterato
     yield from _notices(snapshot)
     yield "<h2>Servers</h2>\n"
     yield from _servers(snapshot, now)
+    yield from gpus.section(snapshot, now)
     yield "</main>\n</body>\n</html>\n"
 
 

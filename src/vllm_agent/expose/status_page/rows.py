@@ -29,10 +29,11 @@ COLUMNS: Final = (
     "Last check",
 )
 
+UNKNOWN: Final = '<span class="quiet">unknown</span>'
+
 SHORT_CONTAINER_ID: Final = 12
 """Digits of a container's id that `docker ps` shows, and that every tool accepts."""
 
-_UNKNOWN: Final = '<span class="quiet">unknown</span>'
 _UNITS: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _FOREVER: Final = float("inf")
 
@@ -42,7 +43,7 @@ def server_row(server: ServerSnapshot, now: Instant) -> str:
     life = server.life
     checked = None if server.last_check is None else server.last_check.unix_seconds
     cells = (
-        f'<th scope="row">{_link(server.name)}</th>',
+        f'<th scope="row">{server_link(server.name)}</th>',
         f'<td class="condition">{_state(life, now)}</td>',
         f"<td>{moment(life.entered.unix_seconds, now)}</td>",
         f'<td class="why">{_why(life)}</td>',
@@ -59,11 +60,11 @@ def server_row(server: ServerSnapshot, now: Instant) -> str:
 def moment(unix_seconds: float | None, now: Instant) -> str:
     """How far a time is from now; its title has it in UTC, since readers' zones are unknown."""
     if unix_seconds is None:
-        return _UNKNOWN
+        return UNKNOWN
     try:
         at = datetime.fromtimestamp(unix_seconds, UTC)
     except (ValueError, OverflowError, OSError):
-        return _UNKNOWN
+        return UNKNOWN
     distance = now.unix_seconds - unix_seconds
     far = _amount(abs(distance))
     away = f"{far} ago" if distance >= 0 else f"in {far}"
@@ -79,7 +80,8 @@ def _amount(seconds: float) -> str:
     return "0 seconds"
 
 
-def _link(name: str) -> str:
+def server_link(name: str) -> str:
+    """The server's name, which leads to everything known of it."""
     href = f"api/v1/servers/{quote(name, safe='', errors='replace')}"
     return f'<a class="name" title="{escape(name)}" href="{escape(href)}">{escape(name)}</a>'
 
@@ -149,4 +151,4 @@ def _keepers(server: ServerSnapshot) -> list[str]:
 
 
 def _text(value: str | None) -> str:
-    return escape(value) if value else _UNKNOWN
+    return escape(value) if value else UNKNOWN
