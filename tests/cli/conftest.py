@@ -28,6 +28,11 @@ class Outcome:
     err: str
 
 
+def said(outcome: Outcome) -> list[str]:
+    """The lines of standard output, with single spaces."""
+    return [" ".join(line.split()) for line in outcome.out.splitlines()]
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [n for n in os.environ if n.startswith("VLLM_AGENT_") or n == "STATE_DIRECTORY"]:

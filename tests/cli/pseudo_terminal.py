@@ -74,6 +74,11 @@ class PseudoTerminal:
         return self._process.wait(DEADLINE_SECONDS)
 
     @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    @property
     def shown(self) -> Shown:
         """What it has shown so far."""
         return Shown(self._raw)

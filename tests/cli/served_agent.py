@@ -17,14 +17,20 @@ from vllm_agent.expose.http_api import control_app
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vllm_agent.expose.api_errors import Endpoint
+
 
 class ServedAgent(FakeAgent):
-    """An agent that commands can talk to, until it is left; `answered` counts by status."""
+    """An agent that commands can talk to, until it is left.
+
+    `answered` counts by status. At a path in `refused` that exception is raised.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         super().__init__()
         self.state_dir = state_dir
         self.answered: Counter[int] = Counter()
+        self.refused: dict[str, type[Exception]] = {}
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
         self._thread: threading.Thread
@@ -52,6 +58,7 @@ class ServedAgent(FakeAgent):
             self.maintenance,
             self.forget,
         )
+        app.middlewares.append(self._refuse)
         app.on_response_prepare.append(self._count)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
@@ -59,6 +66,12 @@ class ServedAgent(FakeAgent):
         self._is_up.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    @web.middleware
+    async def _refuse(self, request: web.Request, handler: Endpoint) -> web.StreamResponse:
+        if request.path in self.refused:
+            raise self.refused[request.path]
+        return await handler(request)
 
     async def _count(self, _: web.Request, response: web.StreamResponse) -> None:
         self.answered[response.status] += 1

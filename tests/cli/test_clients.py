@@ -32,6 +32,7 @@ from vllm_agent.store import History
 
 CLIENTS = (
     ["status"],
+    ["gpus"],
     ["history"],
     ["history", "llama"],
     ["wait", "llama", "--for=running"],

@@ -6,39 +6,42 @@ import json
 
 import pytest
 
+from tests.cli.conftest import said
 from tests.expose.snapshots import (
     HIDDEN,
     ad_hoc_server,
+    device,
     ended_local_server,
     local_server,
     server,
 )
 from vllm_agent.cli import doctor, main
 from vllm_agent.cli.agent_client import SOCKET_NAME
-from vllm_agent.cli.findings import Finding, Level
+from vllm_agent.cli.finding import Finding, Level
 from vllm_agent.cli.process_rows import SHOW_ORPHANS
 from vllm_agent.observations import Sight, SightKind
 from vllm_agent.snapshot import CollectorSnapshot
 
+GPUS = {"collectors": (CollectorSnapshot("gpu", is_up=True),), "gpus": (device(),)}
 FDS = Sight(SightKind.FDS, is_visible=False, why_not="it is of another user", fix="run as root")
 
 
-def said(outcome) -> list[str]:
-    """The lines with single spaces."""
-    return [" ".join(line.split()) for line in outcome.out.splitlines()]
-
-
 def test_all_is_well(cli, served) -> None:
-    served.show(local_server(sights=HIDDEN[:1]), discovered=1)
+    served.show(
+        local_server(sights=HIDDEN[:1]),
+        discovered=1,
+        **GPUS,
+    )
 
     outcome = cli("doctor")
 
     assert (outcome.code, outcome.err) == (0, "")
-    agent, discovery, visible, conclusion = said(outcome)
+    agent, discovery, visible, gpus, conclusion = said(outcome)
     assert agent.startswith("ok agent vllm-agent ")
     assert agent.endswith(f"control socket {served.state_dir}/{SOCKET_NAME}")
     assert discovery == "ok discovery 1 vLLM server(s) found on this host, 1 watched"
     assert visible == "ok visible network"
+    assert gpus == "ok gpus driver of NVIDIA 580.95.05 found, 1 device(s)"
     assert conclusion == "everything can be seen"
 
 
@@ -48,6 +51,7 @@ def test_what_is_hidden_is_told_once_for_all_servers_with_what_would_change_it(c
         local_server("b", sights=(FDS,)),
         sights=(HIDDEN[1],),
         discovered=2,
+        **GPUS,
     )
 
     outcome = cli("doctor")
@@ -94,12 +98,13 @@ def test_what_is_worth_a_note_is_no_failure(cli, served) -> None:
     for told, fix in [
         ("servers of this host are not found by themselves", "discovery.enabled: true"),
         ("nobody is paged for llama@8000: no systemd service", "discovery.page: all"),
-        ("2 of gone outlived their main process", SHOW_ORPHANS),
+        ("2 of gone outlived their main process and may hold memory and GPUs", SHOW_ORPHANS),
+        ("no driver of NVIDIA or AMD was found on this host", "docker run --gpus all"),
     ]:
         (place,) = [n for n, line in enumerate(lines) if told in line]
         assert lines[place].startswith("note ")
         assert fix in lines[place + 1]
-    assert lines[-1] == "4 notes"
+    assert lines[-1] == "5 notes"
 
 
 def test_without_an_agent_it_says_how_to_start_one_and_looks_at_what_it_can(

@@ -130,7 +130,9 @@ def test_a_full_disk_is_told_without_a_traceback(program) -> None:
 
 
 @pytest.mark.usefixtures("served")
-@pytest.mark.parametrize("words", ["status", "status --json", "status llama", "--version"])
+@pytest.mark.parametrize(
+    "words", ["status", "status --json", "status llama", "gpus --json", "--version"]
+)
 def test_a_closed_standard_output_is_no_error(tmp_path, words) -> None:
     command = f"exec {sys.executable} -m vllm_agent {words} --state.dir={tmp_path} >&-"
 
@@ -153,7 +155,7 @@ def test_a_terminal_that_cannot_show_a_name_gets_a_substitute(served, program) -
 
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize(
-    "command", ["status", "history", "history llama", "wait llama --for running", "doctor"]
+    "command", ["status", "gpus", "history", "history llama", "wait llama --for running", "doctor"]
 )
 def test_a_client_command_imports_nothing_heavy(tmp_path, command) -> None:
     heavy = ("aiohttp", "asyncio", "huggingface_hub", "prometheus_client", "rich", "uvloop")

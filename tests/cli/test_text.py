@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_agent.cli.terminal import fit
-from vllm_agent.cli.text import age, byte_size, columns, local_time, plain
+from vllm_agent.cli.text import age, byte_size, columns, gib, local_time, plain
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,22 @@ def test_age(seconds, text) -> None:
 )
 def test_byte_size(count, text) -> None:
     assert byte_size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, "-"),
+        (0, "0.0"),
+        (1, "<0.1"),
+        (53_687_091, "<0.1"),
+        (53_687_092, "0.1"),
+        (85_899_345_920, "80.0"),
+        (2**50, "1048576.0"),
+    ],
+)
+def test_gib(count, text) -> None:
+    assert gib(count) == text
 
 
 def test_a_time_that_no_calendar_has() -> None:

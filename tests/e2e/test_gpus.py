@@ -1,4 +1,4 @@
-"""GPUs as an operator sees them: real processes and the real nvidia-ml-py on a driver of our own."""
+"""GPUs as an operator sees them: real processes, the real nvidia-ml-py, a driver of our own."""
 
 from __future__ import annotations
 

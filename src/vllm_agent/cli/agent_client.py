@@ -7,10 +7,16 @@ import json
 import socket
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from urllib.parse import quote
 
-from vllm_agent.cli.outcome import CommandError, NoAgentError, UnknownServerError
+from vllm_agent.cli.outcome import (
+    CommandError,
+    NoAgentError,
+    UnknownPathError,
+    UnknownServerError,
+)
 from vllm_agent.cli.text import plain
 
 if TYPE_CHECKING:
@@ -20,9 +26,15 @@ if TYPE_CHECKING:
 
 SOCKET_NAME: Final = "control.sock"
 SERVERS_PATH: Final = "/api/v1/servers"
+GPUS_PATH: Final = "/api/v1/gpus"
 
 ANSWER_SECONDS: Final = 15.0
 """The longest wait for an answer: the agent itself gives up after 10 s."""
+
+_REFUSALS: Final = MappingProxyType(
+    {"unknown_server": UnknownServerError, "unknown_path": UnknownPathError}
+)
+"""What some caller can do without, by the code of the answer."""
 
 Json: TypeAlias = Any
 
@@ -89,6 +101,13 @@ class AgentClient:
         headers = {} if etag is None else {"If-None-Match": etag}
         status, answer = self._request("GET", path, headers)
         return None if status == HTTPStatus.NOT_MODIFIED else answer
+
+    def gpus(self, known: Answer | None = None) -> Answer | None:
+        """The GPUs, `known` while that holds; None from an older agent, which knows of none."""
+        try:
+            return self.read_if_changed(GPUS_PATH, known.etag if known else None) or known
+        except UnknownPathError:
+            return None
 
     def history(self, name: str, limit: int) -> Answer:
         """The past of one server, its newest `limit` entries of each kind."""
@@ -168,4 +187,4 @@ def _refusal(answer: Answer) -> CommandError:
         text, code = plain(f"{error['message']}: {error['hint']}"), error["code"]
     except (ValueError, KeyError, TypeError):
         text, code = "the agent gave an answer that is none: is it of another version?", ""
-    return UnknownServerError(text) if code == "unknown_server" else CommandError(text)
+    return _REFUSALS.get(code, CommandError)(text)

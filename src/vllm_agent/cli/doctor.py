@@ -6,13 +6,15 @@ Exit codes: 0 everything can be seen, 1 something cannot or does not work, 3 no 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.agent_client import SERVERS_PATH, AgentClient
 from vllm_agent.cli.arguments import add_client_flags, state_dir
 from vllm_agent.cli.configuration import describe, load_all
-from vllm_agent.cli.findings import Finding, Level, agent_findings, has_problem, report_lines
+from vllm_agent.cli.finding import Finding, Level, has_problem, report_lines
+from vllm_agent.cli.findings import agent_findings
 from vllm_agent.cli.outcome import CommandError, ConfigurationError, ExitCode
 from vllm_agent.config.flags import FLAGS
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping
     from typing import TypeAlias
+
+    from vllm_agent.expose.gpu_view import GpusView
 
     LocalLook: TypeAlias = Callable[[argparse.Namespace, Mapping[str, str]], Iterator[Finding]]
 
@@ -65,7 +69,18 @@ def _of_agent(
             view = client.read(SERVERS_PATH).json
         except CommandError as error:
             return [Finding(Level.PROBLEM, "agent", str(error))], error.exit_code
-        return agent_findings(view, client.socket_path), ExitCode.DONE
+        gpus, trouble = _gpus(client)
+        findings = agent_findings(view, gpus, client.socket_path, time.time())
+    return findings + trouble, ExitCode.DONE
+
+
+def _gpus(client: AgentClient) -> tuple[GpusView | None, list[Finding]]:
+    """What the agent says of GPUs, None from one that does not, and why not."""
+    try:
+        answer = client.gpus()
+    except CommandError as error:
+        return None, [Finding(Level.PROBLEM, "gpus", str(error))]
+    return None if answer is None else answer.json, []
 
 
 def _configuration(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Finding]:

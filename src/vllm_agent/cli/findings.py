@@ -1,47 +1,30 @@
-"""What `doctor` finds in the answer of a running agent, and how that is told. Pure."""
+"""What `doctor` finds in the answers of a running agent. Pure."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.cli.finding import Finding, Level
+from vllm_agent.cli.gpu_findings import gpu_findings, orphans_by_server
 from vllm_agent.cli.process_rows import PAGE_ALL, SHOW_ORPHANS
-from vllm_agent.cli.text import plain
 from vllm_agent.lifecycle.states import LifecycleMode
+from vllm_agent.observations import SightKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from vllm_agent.expose.gpu_view import GpusView
     from vllm_agent.expose.json_view import AgentView, ServersView, ServerView
     from vllm_agent.expose.process_view import SightView
-
 
 MAX_NAMES: Final = 8
 """Names of servers in one line: a host has as many GPUs, and somebody may start hundreds."""
 
 
-class Level(StrEnum):
-    """How much a finding matters: a problem is something that the agent does not see."""
-
-    OK = "ok"
-    NOTE = "note"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at; `fix` is a command or a setting, empty where none is needed."""
-
-    level: Level
-    about: str
-    text: str
-    fix: str = ""
-
-
-def agent_findings(view: ServersView, socket_path: str) -> list[Finding]:
-    """What a running agent says of itself, of the host and of every server."""
+def agent_findings(
+    view: ServersView, gpus: GpusView | None, socket_path: str, now_unix_seconds: float
+) -> list[Finding]:
+    """What a running agent says of itself, of the host, of its GPUs and of every server."""
     agent, servers = view["agent"], view["servers"]
     return [
         _agent(agent, socket_path),
@@ -50,35 +33,9 @@ def agent_findings(view: ServersView, socket_path: str) -> list[Finding]:
         *_sights(agent["sights"], servers),
         *_unmatched(servers),
         *_unpaged(servers),
-        *_orphans(servers),
+        *_gpus(gpus, servers, now_unix_seconds),
+        *_orphans(servers, gpus),
     ]
-
-
-def report_lines(findings: Sequence[Finding]) -> list[str]:
-    """The findings as lines, and what they come to."""
-    about = max((len(finding.about) for finding in findings), default=0)
-    level = max(map(len, Level))
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.level:{level}}  {finding.about:{about}}  {finding.text}")
-        if finding.fix:
-            lines.append(f"{'':{level}}  {'':{about}}  try: {finding.fix}")
-    return [*(plain(line).rstrip() for line in lines), _conclusion(findings)]
-
-
-def has_problem(findings: Iterable[Finding]) -> bool:
-    """Whether something is not visible or does not work."""
-    return any(finding.level is Level.PROBLEM for finding in findings)
-
-
-def _conclusion(findings: Sequence[Finding]) -> str:
-    counts = Counter(finding.level for finding in findings)
-    told = [
-        f"{counts[level]} {level}{'' if counts[level] == 1 else 's'}"
-        for level in (Level.PROBLEM, Level.NOTE)
-        if counts[level]
-    ]
-    return ", ".join(told) or "everything can be seen"
 
 
 def _agent(agent: AgentView, socket_path: str) -> Finding:
@@ -91,8 +48,10 @@ def _agent(agent: AgentView, socket_path: str) -> Finding:
 
 
 def _collectors(agent: AgentView) -> Iterator[Finding]:
+    hidden = {sight["kind"] for sight in agent["sights"] if not sight["visible"]}
     for source in agent["collectors"]:
-        if not source["up"]:
+        # The sight of the same name tells the same, and what would help.
+        if not source["up"] and not (source["name"] == SightKind.GPU and SightKind.GPU in hidden):
             text = f"does not work: {source['detail'] or 'see the log of the agent'}"
             yield Finding(Level.PROBLEM, f"collector {source['name']}", text)
 
@@ -161,8 +120,20 @@ def _unpaged(servers: Sequence[ServerView]) -> Iterator[Finding]:
         yield Finding(Level.NOTE, "pages", text, f"{PAGE_ALL}, or run it as a service")
 
 
-def _orphans(servers: Sequence[ServerView]) -> Iterator[Finding]:
-    told = [f"{server['orphans']} of {server['name']}" for server in servers if server["orphans"]]
+def _gpus(gpus: GpusView | None, servers: Sequence[ServerView], now: float) -> Iterator[Finding]:
+    if gpus is not None:
+        has_local = any(server["pid"] is not None for server in servers)
+        yield from gpu_findings(gpus, now, has_local_server=has_local)
+
+
+def _orphans(servers: Sequence[ServerView], gpus: GpusView | None) -> Iterator[Finding]:
+    """Those of which it is not known that they hold memory of a device."""
+    devices = [] if gpus is None else gpus["gpus"]
+    on_gpus = orphans_by_server(devices)
+    counts = {s["name"]: (s["orphans"] or 0) - on_gpus[s["name"]] for s in servers}
+    told = [f"{count} of {name}" for name, count in counts.items() if count > 0]
     if told:
-        text = f"{_listed(told)} outlived their main process and may hold memory and GPUs"
+        can_tell = any(device["orphans"] is not None for device in devices)
+        what = "memory" if can_tell else "memory and GPUs"
+        text = f"{_listed(told)} outlived their main process and may hold {what}"
         yield Finding(Level.NOTE, "orphans", text, SHOW_ORPHANS)

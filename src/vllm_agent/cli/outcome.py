@@ -30,6 +30,10 @@ class UnknownServerError(CommandError):
     """The agent watches no server of this name."""
 
 
+class UnknownPathError(CommandError):
+    """The agent has no such answer: it is of an older version."""
+
+
 class UsageError(CommandError):
     """The command line cannot be understood."""
 

@@ -49,6 +49,7 @@ COMMANDS: Final = (
     Command("check-config", "check_config", "check flags, environment and configuration file"),
     Command("doctor", "doctor", "show what the agent may not see, why, and what would change that"),
     Command("status", "status", "show every server, or one in full"),
+    Command("gpus", "gpus", "show every GPU, and who holds its memory"),
     Command("history", "history", "show what happened to the servers or to one, newest last"),
     Command("wait", "wait", "wait until a server is in a state"),
     Command("maintenance", "maintenance", "say that an end of a server is planned"),

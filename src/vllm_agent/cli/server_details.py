@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.cli.gpu_lines import server_gpu_rows
 from vllm_agent.cli.process_rows import process_rows
 from vllm_agent.cli.text import UNKNOWN, age_of, local_time, plain, shown
 from vllm_agent.config.duration import format_duration
@@ -13,6 +14,7 @@ from vllm_agent.config.duration import format_duration
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from vllm_agent.expose.gpu_view import GpusView
     from vllm_agent.expose.history_view import EndingView
     from vllm_agent.expose.json_view import ProbeView, ServerView
 
@@ -39,8 +41,11 @@ class DetailRow:
     state: str | None = None
 
 
-def detail_rows(server: ServerView, now_unix_seconds: float) -> list[DetailRow]:
-    """The lines, in the order of what matters first."""
+def detail_rows(
+    server: ServerView, gpus: GpusView | None, now_unix_seconds: float
+) -> list[DetailRow]:
+    """The lines, in the order of what matters first; without `gpus` none is about them."""
+    on_gpus = () if gpus is None else server_gpu_rows(server["name"], gpus, now_unix_seconds)
     return [
         DetailRow("server", f"{plain(server['name'])} ({_origin(server)})"),
         DetailRow("url", shown(server["url"])),
@@ -49,7 +54,7 @@ def detail_rows(server: ServerView, now_unix_seconds: float) -> list[DetailRow]:
         DetailRow("version", shown(server["version"])),
         *_launches(server),
         *_last_ending(server["last_ending"]),
-        *(DetailRow(label, text) for label, text in process_rows(server)),
+        *(DetailRow(label, text) for label, text in (*process_rows(server), *on_gpus)),
         DetailRow("last check", _last_check(server, now_unix_seconds)),
         *(_probe(name, probe) for name, probe in server["probes"].items()),
     ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from vllm_agent.cli.agent_client import SERVERS_PATH, AgentClient, server_path
 from vllm_agent.cli.arguments import add_client_flags, is_terminal, state_dir
-from vllm_agent.cli.outcome import ExitCode
+from vllm_agent.cli.gpu_lines import compact_rows
+from vllm_agent.cli.outcome import CommandError, ExitCode
 from vllm_agent.cli.server_details import detail_rows
 from vllm_agent.cli.status_table import HEADINGS, notices, rows_in_order, table_row
 from vllm_agent.cli.text import columns
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_agent.cli.agent_client import Answer
+    from vllm_agent.expose.gpu_view import GpusView
     from vllm_agent.expose.json_view import ServersView, ServerView
 
 
@@ -49,36 +51,50 @@ def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             from vllm_agent.cli.watch import watch  # noqa: PLC0415 - one look does without
 
             return watch(client, path, answer, as_json=arguments.json)
-    if arguments.json:
-        print(answer.body.decode(), end="")
-    elif arguments.server is None:
-        _show_servers(answer)
-    else:
-        _show_server(answer)
+        if arguments.json:
+            print(answer.body.decode(), end="")
+            return ExitCode.DONE
+        gpus = _gpus(client)
+    show = _show_servers if arguments.server is None else _show_server
+    show(answer, gpus)
     return ExitCode.DONE
 
 
-def _show_servers(answer: Answer) -> None:
+def _gpus(client: AgentClient) -> GpusView | None:
+    """The GPUs, None where the agent does not tell: the servers are shown all the same."""
+    try:
+        answer = client.gpus()
+    except CommandError as error:
+        print(error.line, file=sys.stderr)
+        return None
+    return None if answer is None else answer.json
+
+
+def _show_servers(answer: Answer, gpus: GpusView | None) -> None:
     view: ServersView = answer.json
     for notice in notices(view):
         print(notice, file=sys.stderr)
-    if not view["servers"]:
+    lines = [] if gpus is None else compact_rows(gpus)
+    if not view["servers"] and not lines:
         return
     now = time.time()
     if is_terminal():
-        from vllm_agent.cli.terminal import print_once, servers_table  # noqa: PLC0415 - see terminal
+        from vllm_agent.cli import gpu_terminal, terminal  # noqa: PLC0415 - see terminal
 
-        print_once(servers_table(view, now))
+        terminal.print_once(gpu_terminal.servers_and_gpus(view, gpus, now))
         return
-    print(columns([HEADINGS, *(table_row(server, now) for server in rows_in_order(view))]))
+    if view["servers"]:
+        print(columns([HEADINGS, *(table_row(server, now) for server in rows_in_order(view))]))
+    if lines:
+        print("\n" * bool(view["servers"]) + columns(lines))
 
 
-def _show_server(answer: Answer) -> None:
+def _show_server(answer: Answer, gpus: GpusView | None) -> None:
     server: ServerView = answer.json
     now = time.time()
     if is_terminal():
         from vllm_agent.cli.terminal import print_once, server_grid  # noqa: PLC0415 - see terminal
 
-        print_once(server_grid(server, now))
+        print_once(server_grid(server, gpus, now))
         return
-    print(columns([(row.label, row.text) for row in detail_rows(server, now)]))
+    print(columns([(row.label, row.text) for row in detail_rows(server, gpus, now)]))

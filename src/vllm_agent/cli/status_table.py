@@ -11,7 +11,7 @@ from vllm_agent.expose.severity import BY_SEVERITY, worst_first
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vllm_agent.expose.json_view import ServersView, ServerView
+    from vllm_agent.expose.json_view import CollectorView, ServersView, ServerView
 
 HEADINGS: Final = (
     *("SERVER", "STATE", "SINCE", "MODEL", "VERSION"),
@@ -60,15 +60,18 @@ def notices(view: ServersView) -> list[str]:
     told = []
     if not view["agent"]["ready"]:
         told.append("the agent is still taking its first look at every server")
-    for source in view["agent"]["collectors"]:
-        if not source["up"]:
-            detail = f": {plain(source['detail'])}" if source["detail"] else ""
-            told.append(f"the agent's collector {plain(source['name'])} does not work{detail}")
+    told += [collector_trouble(s) for s in view["agent"]["collectors"] if not s["up"]]
     if any(not sight["visible"] for sight in view["agent"]["sights"]):
         told.append(f"the agent does not see all of this host: {_ASK_DOCTOR}")
     if not view["servers"]:
         told.append(_no_server(view["agent"]["discovered"]))
     return told
+
+
+def collector_trouble(source: CollectorView) -> str:
+    """A sentence on a collector that is not up."""
+    detail = f": {plain(source['detail'])}" if source["detail"] else ""
+    return f"the agent's collector {plain(source['name'])} does not work{detail}"
 
 
 def _no_server(discovered: int | None) -> str:

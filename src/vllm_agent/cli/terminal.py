@@ -1,4 +1,4 @@
-"""Draws on a terminal. The one module that imports rich, and so is imported only when it draws."""
+"""Draws on a terminal. It imports rich, and so is imported only when something is drawn."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from vllm_agent.expose.gpu_view import GpusView
     from vllm_agent.expose.json_view import ServersView, ServerView
 
 _STATE_STYLES: Final = {
@@ -37,8 +38,8 @@ _STATE_STYLES: Final = {
     "stopped": Style(dim=True),
     "unknown": Style(dim=True),
 }
-_QUIET: Final = Style(dim=True)
-_GAP: Final = 2
+QUIET: Final = Style(dim=True)
+GAP: Final = 2
 _DROPPED_FIRST: Final = ("URL", "CHECKED", "PID", "VERSION", "MODEL", "CRASHES", "RESTARTS")
 """What a narrow terminal does without, in this order; `status SERVER` shows all of it."""
 
@@ -66,6 +67,11 @@ def height() -> int:
     return _console().height
 
 
+def width() -> int:
+    """The columns of the terminal."""
+    return _console().width
+
+
 def servers_table(
     view: ServersView,
     now_unix_seconds: float,
@@ -76,7 +82,7 @@ def servers_table(
 
     With `max_lines` the last line counts the servers that there is no room for.
     """
-    head = Text(summary(view), style=_QUIET)
+    head = Text(summary(view), style=QUIET)
     if not view["servers"]:
         return Group(head, *_notes(notes))
     above = Group(head, *_notes(notes), Text())
@@ -87,16 +93,19 @@ def servers_table(
 
 
 def server_grid(
-    server: ServerView, now_unix_seconds: float, notes: Sequence[str] = ()
+    server: ServerView,
+    gpus: GpusView | None,
+    now_unix_seconds: float,
+    notes: Sequence[str] = (),
 ) -> RenderableType:
     """One server in full."""
-    grid = Table.grid(padding=(0, _GAP, 0, 0))
-    grid.add_column(style=_QUIET, no_wrap=True)
+    grid = Table.grid(padding=(0, GAP, 0, 0))
+    grid.add_column(style=QUIET, no_wrap=True)
     grid.add_column(overflow="fold")
-    for row in detail_rows(server, now_unix_seconds):
+    for row in detail_rows(server, gpus, now_unix_seconds):
         text = Text(row.text)
         if row.state is not None:
-            text.highlight_words([row.state], _STATE_STYLES.get(row.state, _QUIET))
+            text.highlight_words([row.state], _STATE_STYLES.get(row.state, QUIET))
         grid.add_row(row.label, text)
     return Group(*_notes(notes), grid)
 
@@ -126,7 +135,7 @@ def _cut_table(servers: list[ServerView], now: float, max_lines: int) -> Rendera
 def _left_out(servers: Sequence[ServerView]) -> Text:
     return Text(
         f"… {len(servers)} more ({state_counts(servers)})",
-        style=_QUIET,
+        style=QUIET,
         no_wrap=True,
         overflow="ellipsis",
     )
@@ -143,7 +152,7 @@ def _table(servers: Sequence[ServerView], now: float) -> Table:
         for heading in HEADINGS
     }
     widths = fit(widths, _console().width)
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style=_QUIET)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style=QUIET)
     for heading, width in widths.items():
         table.add_column(
             heading,
@@ -161,7 +170,7 @@ def fit(widths: dict[str, int], available: int) -> dict[str, int]:
     """The columns that there is room for, and how wide each may be."""
     widths = dict(widths)
     for heading in _DROPPED_FIRST:
-        excess = _total(widths) - available
+        excess = total_width(widths) - available
         if excess <= 0:
             break
         if heading == "MODEL" and widths[heading] - excess >= _MIN_MODEL_WIDTH:
@@ -174,15 +183,16 @@ def fit(widths: dict[str, int], available: int) -> dict[str, int]:
 def _without_excess(widths: dict[str, int], available: int) -> dict[str, int]:
     """A name may be cut; a reason never is: it gets more lines where all else does not help."""
     widths = dict(widths)
-    excess = max(0, _total(widths) - available)
+    excess = max(0, total_width(widths) - available)
     cut = min(excess, max(0, widths["SERVER"] - _MIN_SERVER_WIDTH))
     widths["SERVER"] -= cut
     widths["REASON"] = max(len("REASON"), widths["REASON"] - (excess - cut))
     return widths
 
 
-def _total(widths: dict[str, int]) -> int:
-    return sum(widths.values()) + _GAP * (len(widths) - 1)
+def total_width(widths: dict[str, int]) -> int:
+    """All columns, and the gaps between them."""
+    return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
 def _cells(server: ServerView, now: float) -> tuple[str, ...]:
@@ -196,5 +206,5 @@ def _cells(server: ServerView, now: float) -> tuple[str, ...]:
 
 def _styled(heading: str, text: str, state: str) -> Text:
     if heading == "STATE":
-        return Text(text, style=_STATE_STYLES.get(state, _QUIET))
-    return Text(text, style=_QUIET if text == UNKNOWN else "")
+        return Text(text, style=_STATE_STYLES.get(state, QUIET))
+    return Text(text, style=QUIET if text == UNKNOWN else "")

@@ -14,6 +14,7 @@ _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
 _BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _BYTE_UNIT_RATIO: Final = 1024
+_GIB: Final = 1024**3
 _GAP: Final = "  "
 
 
@@ -50,6 +51,19 @@ def byte_size(count: int) -> str:
             break
         size, unit = size / _BYTE_UNIT_RATIO, larger
     return f"{count} {unit}" if unit == _BYTE_UNITS[0] else f"{size:.1f} {unit}"
+
+
+def size_shown(count: int | None) -> str:
+    """A number of bytes in its own unit, or the sign for unknown."""
+    return UNKNOWN if count is None else byte_size(count)
+
+
+def gib(count: int | None) -> str:
+    """A number of bytes in GiB, without the unit; what is there is never 0."""
+    if count is None:
+        return UNKNOWN
+    text = f"{count / _GIB:.1f}"
+    return "<0.1" if count and text == "0.0" else text
 
 
 def age_of(unix_seconds: float | None, now_unix_seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.arguments import is_terminal
@@ -43,26 +44,47 @@ def watch(client: AgentClient, path: str, first: Answer, *, as_json: bool) -> in
     return ExitCode.DONE
 
 
-def _looks(client: AgentClient, path: str, first: Answer) -> Iterator[tuple[Answer, str]]:
-    """The newest answer, again and again, and what hinders a newer one."""
-    answer = first
-    yield answer, ""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The newest answers, and what hinders newer ones; GPUs only where they are shown."""
+
+    answer: Answer
+    gpus: Answer | None = None
+    trouble: str = ""
+
+
+def _looks(
+    client: AgentClient, path: str, first: Answer, *, at_gpus: bool = False
+) -> Iterator[_Look]:
+    """What there is to see, again and again."""
+    look = _Look(first)
+    if at_gpus:
+        look = _newer(client, path, look, at_gpus=True)
+    yield look
     while True:
         time.sleep(POLL_SECONDS)
-        trouble = ""
-        try:
-            answer = client.read_if_changed(path, answer.etag) or answer
-        except CommandError as error:
-            trouble = str(error)
-        yield answer, trouble
+        look = _newer(client, path, look, at_gpus=at_gpus)
+        yield look
+
+
+def _newer(client: AgentClient, path: str, known: _Look, *, at_gpus: bool) -> _Look:
+    look = replace(known, trouble="")
+    try:
+        answer = client.read_if_changed(path, known.answer.etag)
+        look = replace(look, answer=answer or known.answer)
+        if at_gpus:
+            look = replace(look, gpus=client.gpus(known.gpus))
+    except CommandError as error:
+        return replace(look, trouble=str(error))
+    return look
 
 
 def _print_json(client: AgentClient, path: str, first: Answer) -> None:
     shown: Answer | None = None
-    for answer, _ in _looks(client, path, first):
-        if answer is not shown:
-            shown = answer
-            print(answer.body.decode(), end="", flush=True)
+    for look in _looks(client, path, first):
+        if look.answer is not shown:
+            shown = look.answer
+            print(shown.body.decode(), end="", flush=True)
 
 
 def _print_changes(client: AgentClient, path: str, first: Answer) -> None:
@@ -70,15 +92,15 @@ def _print_changes(client: AgentClient, path: str, first: Answer) -> None:
     shown: Answer | None = None
     known: dict[str, tuple[str, str | None]] = {}
     told = ""
-    for answer, trouble in _looks(client, path, first):
-        if trouble != told:
-            told = trouble
-            if trouble:
-                print(trouble, file=sys.stderr)
-        if answer is shown:
+    for look in _looks(client, path, first):
+        if look.trouble != told:
+            told = look.trouble
+            if told:
+                print(told, file=sys.stderr)
+        if look.answer is shown:
             continue
-        shown = answer
-        for server in _servers(answer):
+        shown = look.answer
+        for server in _servers(shown):
             condition = (server["state"], server["reason"])
             if known.get(server["name"]) != condition:
                 known[server["name"]] = condition
@@ -97,20 +119,22 @@ def _servers(answer: Answer) -> list[ServerView]:
 
 
 def _draw(client: AgentClient, path: str, first: Answer) -> None:
-    from vllm_agent.cli import terminal  # noqa: PLC0415 - it imports rich
+    from vllm_agent.cli import gpu_terminal, terminal  # noqa: PLC0415 - they import rich
 
-    def frame(answer: Answer, trouble: str) -> RenderableType:
-        view, notes = answer.json, [trouble] if trouble else []
+    def frame(look: _Look) -> RenderableType:
+        view, notes = look.answer.json, [look.trouble] if look.trouble else []
+        gpus = None if look.gpus is None else look.gpus.json
+        now = time.time()
         if "servers" in view:
             notes += notices(view)
-            return terminal.servers_table(view, time.time(), notes, terminal.height())
-        return terminal.server_grid(view, time.time(), notes)
+            return gpu_terminal.servers_and_gpus(view, gpus, now, notes, terminal.height())
+        return terminal.server_grid(view, gpus, now, notes)
 
-    shown: tuple[Answer, str] | None = None
+    shown: _Look | None = None
     drawn_seconds = 0.0
     with terminal.live() as live:
-        for look in _looks(client, path, first):
+        for look in _looks(client, path, first, at_gpus=True):
             is_old = time.monotonic() - drawn_seconds >= REDRAW_SECONDS
             if look != shown or is_old:
                 shown, drawn_seconds = look, time.monotonic()
-                live.update(frame(*look), refresh=True)
+                live.update(frame(look), refresh=True)
