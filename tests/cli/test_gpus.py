@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -26,7 +27,7 @@ from vllm_agent.cli.agent_client import GPUS_PATH
 from vllm_agent.cli.gpu_rows import HEADINGS, NO_DEVICE, NO_DRIVER
 from vllm_agent.cli.gpu_terminal import fit
 from vllm_agent.observations import ComponentRole, Sight, SightKind
-from vllm_agent.snapshot import CollectorSnapshot, FaultCount, GpuOrphan
+from vllm_agent.snapshot import CollectorSnapshot, FaultCount, GpuOrphan, GpuSnapshot
 
 UP = CollectorSnapshot("gpu", is_up=True)
 HUNG = CollectorSnapshot("gpu", is_up=False, detail="nvml did not answer within 2 s")
@@ -39,15 +40,20 @@ def orphan(pid: int, age_seconds: float = 0.0, **changes) -> GpuOrphan:
     return replace(one, **changes)
 
 
-def holding(index: str, *orphans: GpuOrphan):
+def holding(index: str, *orphans: GpuOrphan) -> GpuSnapshot:
     held = sum(one.used_bytes or 0 for one in orphans)
     return orphaned_device(index, orphans=orphans, orphan_bytes=held, xids={})
 
 
-def cut_device():
+def cut_device() -> tuple[GpuSnapshot, GpuSnapshot]:
     """A device that is cut into instances, and one of them."""
     nothing = {"memory_total_bytes": None, "memory_used_bytes": None}
-    untold = {"servers": {}, "orphans": None, "orphan_bytes": None, "other_bytes": None}
+    untold: dict[str, Any] = {
+        "servers": {},
+        "orphans": None,
+        "orphan_bytes": None,
+        "other_bytes": None,
+    }
     instance = gpu("0:1", parent_uuid="GPU-0", name=MIG_NAME)
     return device("0", gpu=gpu("0", **nothing), **untold), device("0:1", gpu=instance)
 
@@ -145,7 +151,11 @@ def test_a_lost_device_says_so_with_its_last_faults(cli, served) -> None:
 
 
 def test_what_is_not_told_is_not_shown_as_nothing(cli, served) -> None:
-    told = {"memory_used_bytes": None, "power_limit_watts": None, "temperature_celsius": None}
+    told: dict[str, Any] = {
+        "memory_used_bytes": None,
+        "power_limit_watts": None,
+        "temperature_celsius": None,
+    }
     show(served, device(gpu=gpu(**told)), device("1", gpu=gpu("1", power_watts=None)))
 
     rows = [line.split() for line in cli("gpus").out.splitlines() if "server" not in line]

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -57,7 +58,12 @@ def test_a_pipe_gets_a_line_per_device_below_the_servers(cli, served) -> None:
 
 def test_a_device_that_is_cut_leaves_the_telling_to_its_instances(cli, served) -> None:
     nothing = {"memory_total_bytes": None, "memory_used_bytes": None}
-    untold = {"servers": {}, "orphans": None, "orphan_bytes": None, "other_bytes": None}
+    untold: dict[str, Any] = {
+        "servers": {},
+        "orphans": None,
+        "orphan_bytes": None,
+        "other_bytes": None,
+    }
     instance = gpu("0:1", parent_uuid="GPU-0")
     served.show(
         server(),
