@@ -185,11 +185,15 @@ async def test_an_orphan_of_a_server_that_nobody_knew_is_recognized_by_its_title
             assert told.orphans == ()
 
 
-async def test_without_the_host_s_pids_nobody_is_named_and_it_is_said_what_helps(monkeypatch):
+async def test_without_the_host_s_pids_nobody_is_named_and_it_is_said_what_helps(
+    monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, "vllm_agent.host.gpu.collector")
     blind = Sight(SightKind.PROCESSES, False, "in a container", "--pid=host")  # noqa: FBT003
     monkeypatch.setattr(module, "process_sight", lambda _: blind)
     holder = local_server("llama", tree=tree(pids=(10,)))
-    async with scene(ToyReader((gpu("0", (10, GIB)),))) as played:
+    reader = ToyReader((gpu("0", (10, GIB)),))
+    async with scene(reader) as played:
         (told,) = played.collector.snapshots([holder])
         assert (told.servers, told.orphans, told.other_bytes) == ({}, None, None)
         assert told.gpu.memory_used_bytes == 2 * GIB
@@ -197,6 +201,16 @@ async def test_without_the_host_s_pids_nobody_is_named_and_it_is_said_what_helps
         assert (sight.kind, sight.is_visible) == (SightKind.GPU_PROCESSES, False)
         assert "in a container" in sight.why_not
         assert sight.fix == "--pid=host"
+        await played.look()
+        reader.error = DriverError("does not answer for a while")
+        await played.look()
+        reader.error = None
+        seeing = Sight(SightKind.PROCESSES, is_visible=True)
+        monkeypatch.setattr(module, "process_sight", lambda _: seeing)
+        await played.look()
+    logged = [record for record in caplog.records if "who holds" in record.getMessage()]
+    assert [record.levelname for record in logged] == ["WARNING", "INFO"]
+    assert logged[0].__dict__["fix"] == "--pid=host"
 
 
 async def test_pids_of_another_namespace_are_told_by_their_absence_here(monkeypatch):

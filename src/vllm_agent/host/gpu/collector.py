@@ -60,6 +60,11 @@ _OTHER_PIDS: Final = Sight(
     fix="run it on the host, or with --pid=host (Docker Compose: pid: host; Kubernetes: hostPID: "
     "true)",
 )
+_NO_LISTS: Final = Sight(
+    SightKind.GPU_PROCESSES,
+    is_visible=False,
+    why_not="the driver does not tell which processes use the GPUs",
+)
 _VISIBLE: Final = Sight(SightKind.GPU_PROCESSES, is_visible=True)
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -163,7 +168,9 @@ class GpuCollector:
         await asyncio.gather(*(driver.look(pids) for driver in self._drivers))
         finished = self._clock()
         self._gpus = gpus = [gpu for driver in self._drivers for gpu in driver.gpus()]
+        was_visible = self._seen.sight.is_visible
         self._seen = await self._who_is_there(gpus, frozenset(pids))
+        self._tell_blind(was_visible=was_visible)
         self._remember(gpus, finished)
         self._tell_lost(gpus)
         self._duration_seconds = finished.since(started)
@@ -235,9 +242,9 @@ class GpuCollector:
 
     async def _who_is_there(self, gpus: Sequence[Gpu], known: frozenset[int]) -> _Seen:
         lists = [gpu.processes for gpu in gpus if gpu.processes is not None]
-        if not lists and any(gpu.memory_used_bytes is not None for gpu in gpus):
-            text = "the driver does not tell which processes use the GPUs"
-            return _Seen(sight=Sight(SightKind.GPU_PROCESSES, is_visible=False, why_not=text))
+        if not lists:
+            is_told = any(gpu.memory_used_bytes is not None for gpu in gpus)
+            return _Seen(sight=_NO_LISTS if is_told else self._seen.sight)
         sight = process_sight(self._proc)
         if not sight.is_visible:
             why_not = f"drivers tell PIDs of the host, and {sight.why_not}"
@@ -304,6 +311,16 @@ class GpuCollector:
             self._count_dropped(FAULTS_DROPPED)
         if fault.at.unix_seconds - before.last_unix_seconds >= FAULT_LOG_SECONDS:
             _LOGGER.warning("XID", extra={"gpu": fault.uuid, "xid": fault.xid})
+
+    def _tell_blind(self, *, was_visible: bool) -> None:
+        sight = self._seen.sight
+        if was_visible and not sight.is_visible:
+            _LOGGER.warning(
+                "cannot tell who holds the memory of the GPUs",
+                extra={"detail": sight.why_not, "fix": sight.fix},
+            )
+        elif sight.is_visible and not was_visible:
+            _LOGGER.info("can tell again who holds the memory of the GPUs")
 
     def _tell_lost(self, gpus: Sequence[Gpu]) -> None:
         for gpu in gpus:
