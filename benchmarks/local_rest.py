@@ -1,4 +1,4 @@
-"""An agent with local servers left alone on a large host: CPU at rest, and memory."""
+"""An agent with local servers and GPUs left alone on a large host: CPU at rest, and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.local_servers import crowd, servers
+from benchmarks.gpus import await_attributed, fake_driver
+from benchmarks.local_servers import crowd, holders, servers
 from benchmarks.process import memory
 from benchmarks.programs import NODE, agent, is_installed, local_server, node_exporter
 from benchmarks.rest import rest_percent
@@ -28,7 +29,10 @@ def measure(session: Session) -> list[Result]:
     with ExitStack() as stack:
         started = stack.enter_context(servers(folder, SERVERS))
         ports = [server.port for server in started]
-        programs = [stack.enter_context(agent(folder, ports, server=local_server))]
+        driver = fake_driver(folder, holders(started))
+        watcher = agent(folder, ports, server=local_server, environment=driver.environment())
+        programs = [stack.enter_context(watcher)]
+        await_attributed(programs[0], SERVERS)
         if is_installed(NODE):
             programs.append(stack.enter_context(node_exporter(folder)))
         alone_processes = _processes()

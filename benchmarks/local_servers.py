@@ -38,6 +38,11 @@ def servers(folder: Path, count: int) -> Iterator[list[StandIn]]:
         yield started
 
 
+def holders(servers: Sequence[StandIn]) -> list[Sequence[int]]:
+    """The processes of each server that a vLLM uses GPUs with."""
+    return [server.engine_pids + server.worker_pids for server in servers]
+
+
 def await_serving(started: Sequence[StandIn]) -> None:
     """Waits until all of them listen.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks import (
     deaths,
     fleet,
+    gpu_cost,
     local_deaths,
     local_launches,
     local_rest,
@@ -51,6 +52,8 @@ MEASUREMENTS: Final = (
     Measurement(scrape_cost.measure_local, (rows.LOCAL_PAGE_8,)),
     # Not beside those before it: each process that comes and goes costs the agent something.
     Measurement(local_rest.measure, (rows.LOCAL_MEMORY_8, rows.LOCAL_REST_CPU_8), is_quiet=True),
+    Measurement(gpu_cost.measure_pass, (rows.GPU_PASS,), is_quiet=True),
+    Measurement(gpu_cost.measure_rest, (rows.GPU_CPU, rows.GPU_MEMORY), is_quiet=True),
     Measurement(
         fleet.measure,
         (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks.scraper import NoAnswerError, Scraper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT: Final = Path(__file__).parents[1]
 BLACKBOX: Final = "prometheus-blackbox-exporter"
@@ -35,6 +35,9 @@ _LOG_CHARACTERS: Final = 500
 _FIRST_PORT: Final = 20_000 + os.getpid() % 12 * 1000
 _PORTS: Final = iter(range(_FIRST_PORT, _FIRST_PORT + 1000))
 _PORTS_LOCK: Final = threading.Lock()
+
+# What an installed agent does not have: settings, and modules that are compiled at every start.
+_LEFT_OUT: Final = ("VLLM_", "PYTHONDONTWRITEBYTECODE")
 
 _BLACKBOX_CONFIG: Final = "modules:\n  http_2xx:\n    prober: http\n"
 
@@ -168,18 +171,22 @@ def agent(
     ports: Sequence[int],
     interval: str = "10s",
     server: Callable[[int, int, str], str] = external_server,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Program]:
     """An agent that watches the server on each port, all of them `running`."""
-    with started_agent(folder, config_of(ports, interval, server)) as it:
+    with started_agent(folder, config_of(ports, interval, server), environment) as it:
         await_running(it, len(ports))
         yield it
 
 
 @contextmanager
-def started_agent(folder: Path, config_text: str) -> Iterator[Program]:
+def started_agent(
+    folder: Path, config_text: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Program]:
     """An agent that is ready."""
     port = free_port()
-    with running(agent_command(folder, config_text, port), folder / "agent.log", port) as it:
+    command = agent_command(folder, config_text, port)
+    with running(command, folder / "agent.log", port, environment) as it:
         it.wait_until(lambda: answers(port, "/-/ready"), "the agent is ready")
         yield it
 
@@ -260,10 +267,14 @@ def prometheus(folder: Path, ports: Sequence[int], interval: str) -> Iterator[Pr
 
 
 @contextmanager
-def running(command: Sequence[str], log_path: Path, port: int) -> Iterator[Program]:
-    """A program from start to end."""
+def running(
+    command: Sequence[str], log_path: Path, port: int, environment: Mapping[str, str] | None = None
+) -> Iterator[Program]:
+    """A program from start to end; `environment` is added to that of this process."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)
+    } | dict(environment or {})
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environ)
     try:

@@ -42,8 +42,8 @@ def measure(session: Session) -> list[Result]:
     own = memories[0]
     rest_note = f"{len(windows[0])} windows of {SCRAPE_SECONDS:g} s, each with one scrape"
     memory_note = (
-        f"proportional set {own.proportional_mib:.1f} MiB beside other agents of this run; "
-        f"nvitop-exporter, the nearest peer in Python, needs a GPU and is not measured here"
+        f"proportional set {own.proportional_mib:.1f} MiB beside other agents of this run; the "
+        "nearest peer in Python is beside gpu-memory"
     )
     return [
         Result(MEMORY_8, (own.resident_mib,), peers[1], notes=(memory_note,)),

@@ -91,7 +91,7 @@ PAGE_8: Final = Row(
 )
 LOCAL_PAGE_8: Final = Row(
     "local-page-8",
-    "/metrics of 8 local servers, gzip",
+    "/metrics of 8 local servers, 8 GPUs (fake driver), gzip",
     "ms",
     Bar(5.0, Judged.P99, "p99 <= 5 ms"),
 )
@@ -109,15 +109,33 @@ REST_CPU_8: Final = Row(
 )
 LOCAL_MEMORY_8: Final = Row(
     "local-memory-8",
-    "resident memory, 8 local servers, after scrapes",
+    "resident memory, 8 local servers, 8 GPUs (fake driver), after scrapes",
     "MiB",
     Bar(60.0, Judged.MEDIAN, "<= 60 MiB (stretch 50)"),
 )
 LOCAL_REST_CPU_8: Final = Row(
     "local-rest-cpu-8",
-    "CPU at rest, 8 local servers, 1,000 other processes",
+    "CPU at rest, 8 local servers, 8 GPUs (fake driver), 1,000 other processes",
     "% of a core",
     Bar(0.5, Judged.MEDIAN, "<= 0.5 %"),
+)
+GPU_PASS: Final = Row(
+    "gpu-pass",
+    "CPU of one look at 8 GPUs with 64 processes (fake driver)",
+    "ms",
+    Bar(5.0, Judged.P99, "p99 <= 5 ms"),
+)
+GPU_CPU: Final = Row(
+    "gpu-cpu",
+    "CPU, 8 GPUs with 64 processes (fake driver), no server",
+    "% of a core",
+    Bar(1.0, Judged.RATIO, "less than nvitop-exporter"),
+)
+GPU_MEMORY: Final = Row(
+    "gpu-memory",
+    "resident memory, 8 GPUs with 64 processes (fake driver), no server",
+    "MiB",
+    Bar(1.0, Judged.RATIO, "less than nvitop-exporter"),
 )
 LAUNCH_CPU: Final = Row(
     "launch-cpu",
@@ -176,6 +194,9 @@ ROWS: Final = (
     LOCAL_MEMORY_8,
     REST_CPU_8,
     LOCAL_REST_CPU_8,
+    GPU_PASS,
+    GPU_CPU,
+    GPU_MEMORY,
     LAUNCH_CPU,
     LAUNCH_MEMORY,
     FLEET_200_CPU,

@@ -6,7 +6,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.local_servers import servers
+from benchmarks.gpus import await_attributed, fake_driver
+from benchmarks.local_servers import holders, servers
 from benchmarks.programs import (
     NODE,
     agent,
@@ -22,7 +23,7 @@ from benchmarks.scraper import Scraper
 from benchmarks.turns import Scraped, cpu_note, milliseconds, scrape_by_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from benchmarks.rows import Row
     from benchmarks.session import Session
@@ -42,23 +43,34 @@ def measure(session: Session) -> list[Result]:
 
 
 def measure_local(session: Session) -> list[Result]:
-    """Local servers, whose processes, logs and sockets are followed as well."""
-    with servers(session.folder / "scraped-local", SERVERS) as started:
+    """Local servers that hold a GPU each; processes, logs and sockets are followed as well."""
+    folder = session.folder / "scraped-local"
+    with servers(folder, SERVERS) as started:
         ports = [server.port for server in started]
-        own, nodes = _scrape(session, "scraped-local", ports, local_server)
+        environment = fake_driver(folder, holders(started)).environment()
+        own, nodes = _scrape(session, folder.name, ports, local_server, environment)
     return [_latency(LOCAL_PAGE_8, own, nodes)]
 
 
 def _scrape(
-    session: Session, name: str, ports: Sequence[int], server: Callable[[int, int, str], str]
+    session: Session,
+    name: str,
+    ports: Sequence[int],
+    server: Callable[[int, int, str], str],
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[Sequence[Scraped], Sequence[Scraped]]:
     """Scrapes agents and node_exporter by turns, each server probed again in between."""
     interval = f"{INTERVAL_SECONDS:g}s"
     with ExitStack() as stack:
         programs = [
-            stack.enter_context(agent(session.folder / f"{name}-{number}", ports, interval, server))
+            stack.enter_context(
+                agent(session.folder / f"{name}-{number}", ports, interval, server, environment)
+            )
             for number in range(AGENTS)
         ]
+        if environment is not None:
+            for program in programs:
+                await_attributed(program, len(ports))
         if is_installed(NODE):
             programs.append(stack.enter_context(node_exporter(session.folder / name)))
         scraped = [

@@ -25,6 +25,7 @@ class Scale:
     huge_page_scrapes: int
     windows: int
     rest_windows: int
+    gpu_passes: int
     flat_from_seconds: float
     flat_until_seconds: float
 
@@ -38,6 +39,7 @@ FULL: Final = Scale(
     huge_page_scrapes=30,
     windows=6,
     rest_windows=4,
+    gpu_passes=200,
     flat_from_seconds=30.0,
     flat_until_seconds=120.0,
 )
@@ -50,6 +52,7 @@ QUICK: Final = Scale(
     huge_page_scrapes=10,
     windows=1,
     rest_windows=2,
+    gpu_passes=50,
     flat_from_seconds=15.0,
     flat_until_seconds=45.0,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,3 +108,13 @@ def test_an_unusable_file_flag_is_told_once(capfd) -> None:
     assert main(["check-config", "--config.file="]) == 2
 
     assert capfd.readouterr().err == "--config.file: must not be empty\n"
+
+
+def test_an_agent_does_without_the_runtime_of_another_language() -> None:
+    code = (
+        "from vllm_agent.cli import run; run._spare_memory()\n"
+        "import vllm_agent.agent; print(open('/proc/self/maps').read())"
+    )
+    maps = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert "/aiohttp/" in maps.stdout
+    assert "libstdc++" not in maps.stdout
