@@ -46,8 +46,7 @@ async def measure(passes: int, held: Sequence[int], others: Sequence[int]) -> li
         [(NvmlReader(now), GpuUse.REQUIRED)],
         proc=Proc(),
         clock=now,
-        pids=lambda: held,
-        count_dropped=lambda _: None,
+        servers=lambda: servers,
         interval_seconds=NEVER_SECONDS,
         timeout_seconds=TIMEOUT_SECONDS,
     )

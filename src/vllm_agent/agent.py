@@ -58,6 +58,10 @@ GC_OLD_ROUNDS: Final = 5
 """Rounds of the middle generation before everything is looked through: a server that comes and goes
 leaves a hundred kB in cycles. What was there at the start is frozen, so a round is short."""
 
+GPU_SECONDS: Final = 2.0
+"""Longest wait for the first look at the GPUs before the agent is ready without them: to wake some
+takes seconds each, and servers are watched meanwhile."""
+
 CONTROL_RETRY_SECONDS: Final = 30.0
 """How often a control socket that could not be made is tried again, as the store does."""
 
@@ -133,8 +137,7 @@ class _Agent:
             _readers(self._config.gpu, proc),
             proc=proc,
             clock=now,
-            pids=lambda: _pids(publication.servers),
-            count_dropped=self._count_dropped,
+            servers=lambda: publication.servers,
             interval_seconds=self._config.gpu.interval_seconds,
             timeout_seconds=self._config.gpu.timeout_seconds,
         )
@@ -230,7 +233,11 @@ class _Agent:
             await self._discovery.first_look_done.wait()
             self._roster.first_look_over(self._discovery.strays)
         await self._roster.wait_first_looks()
-        await self._gpus.first_look_done.wait()
+        try:
+            async with asyncio.timeout(GPU_SECONDS):
+                await self._gpus.first_look_done.wait()
+        except TimeoutError:
+            _LOGGER.debug("ready without the GPUs")
         _settle_memory()
         publication.become_ready()
         _LOGGER.info("ready", extra={"servers": len(list(self._roster.runners))})
@@ -283,10 +290,6 @@ def _readers(config: GpuConfig, proc: Proc) -> list[tuple[GpuReader, GpuUse]]:
         return [(DemoReader(proc, now), GpuUse.REQUIRED)]
     readers = ((NvmlReader(now), config.nvml), (AmdgpuReader(), config.amdgpu))
     return [(reader, use) for reader, use in readers if use is not GpuUse.OFF]
-
-
-def _pids(servers: Iterable[ServerSnapshot]) -> list[int]:
-    return [pid for server in servers if server.tree is not None for pid in server.tree.pids]
 
 
 def _settle_memory() -> None:

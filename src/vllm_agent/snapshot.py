@@ -175,6 +175,18 @@ class GpuOrphan:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuStranger:
+    """A process that holds memory of a device and is of no vLLM that the agent knows.
+
+    `name` is the kernel's name of it, None where the process is gone by now.
+    """
+
+    pid: int
+    name: str | None
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class FaultCount:
     """How often one kind of fault was told of since the agent started, and when last."""
 
@@ -188,7 +200,8 @@ class GpuSnapshot:
 
     `servers` are those that hold some, with how much: None where the driver does not tell.
     `orphans` is None where the agent cannot tell who holds it at all. `other_bytes` is what is
-    used beyond the servers and the orphans. `xids` are the faults told of, by number.
+    used beyond the servers and the orphans; `strangers` are processes that hold some of that, the
+    largest first, and not all of them where there are many. `xids` are the faults told of, by number.
     """
 
     gpu: Gpu
@@ -196,6 +209,7 @@ class GpuSnapshot:
     orphans: tuple[GpuOrphan, ...] | None = None
     orphan_bytes: int | None = None
     other_bytes: int | None = None
+    strangers: tuple[GpuStranger, ...] = ()
     xids: Mapping[int, FaultCount] = field(default_factory=lambda: MappingProxyType({}))
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests.cli.conftest import said
 from tests.expose.snapshots import (
     HIDDEN,
+    STARTED,
     ad_hoc_server,
     device,
     ended_local_server,
@@ -19,6 +20,7 @@ from vllm_agent.cli import doctor, main
 from vllm_agent.cli.agent_client import SOCKET_NAME
 from vllm_agent.cli.finding import Finding, Level
 from vllm_agent.cli.process_rows import SHOW_ORPHANS
+from vllm_agent.lifecycle.server_life import Policy, ServerLife
 from vllm_agent.observations import Sight, SightKind
 from vllm_agent.snapshot import CollectorSnapshot
 
@@ -105,6 +107,16 @@ def test_what_is_worth_a_note_is_no_failure(cli, served) -> None:
         assert lines[place].startswith("note ")
         assert fix in lines[place + 1]
     assert lines[-1] == "5 notes"
+
+
+def test_a_configured_server_whose_process_was_never_there_is_named(cli, served) -> None:
+    waiting = ServerLife.begun(Policy(), None, STARTED)
+    absent = {"life": waiting, "sighting": None, "tree": None, "is_discovered": False}
+    served.show(local_server("never-started", **absent), **GPUS)
+
+    told = [line for line in said(cli("doctor")) if line.startswith("note match")]
+
+    assert told == ["note match no process of this host ever matched never-started"]
 
 
 def test_without_an_agent_it_says_how_to_start_one_and_looks_at_what_it_can(

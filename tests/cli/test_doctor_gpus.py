@@ -31,6 +31,9 @@ UP = CollectorSnapshot("gpu", is_up=True)
 HUNG = CollectorSnapshot("gpu", is_up=False, detail="nvml did not answer within 2 s")
 
 
+INSTANCE = device("0:1", gpu=gpu("0:1", uuid="MIG-1", parent_uuid="GPU-0"))
+
+
 def show(served, *servers, collectors=(UP,), **changes) -> None:
     served.show(*servers, collectors=collectors, discovered=len(servers), **changes)
 
@@ -178,7 +181,26 @@ def test_orphans_beside_those_that_hold_memory_of_a_device_are_told_too(cli, ser
 
     (rest,) = [line for line in said(cli("doctor")) if "outlived" in line]
 
-    assert rest == "note orphans 1 of qwen outlived their main process and may hold memory"
+    assert rest == ("note orphans 1 more of qwen outlived their main process, without GPU memory")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "held"),
+    [
+        ((device(),), ", without GPU memory"),
+        ((bare_device(gpu=gpu()), INSTANCE), ", without GPU memory"),
+        ((device(), lost_device()), " and may hold memory and GPUs"),
+        ((), " and may hold memory and GPUs"),
+    ],
+)
+def test_orphans_are_without_gpu_memory_where_every_device_tells_its_holders(
+    cli, served, gpus, held
+) -> None:
+    show(served, ended_local_server("qwen"), gpus=gpus)
+
+    (rest,) = [line for line in said(cli("doctor")) if "outlived" in line]
+
+    assert rest == f"note orphans 2 of qwen outlived their main process{held}"
 
 
 def test_an_orphan_of_nobody_known_is_told(cli, served) -> None:

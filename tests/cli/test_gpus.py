@@ -26,8 +26,15 @@ from tests.expose.snapshots import (
 from vllm_agent.cli.agent_client import GPUS_PATH
 from vllm_agent.cli.gpu_rows import HEADINGS, NO_DEVICE, NO_DRIVER
 from vllm_agent.cli.gpu_terminal import fit
+from vllm_agent.cli.process_rows import SHOW_ORPHANS
 from vllm_agent.observations import ComponentRole, Sight, SightKind
-from vllm_agent.snapshot import CollectorSnapshot, FaultCount, GpuOrphan, GpuSnapshot
+from vllm_agent.snapshot import (
+    CollectorSnapshot,
+    FaultCount,
+    GpuOrphan,
+    GpuSnapshot,
+    GpuStranger,
+)
 
 UP = CollectorSnapshot("gpu", is_up=True)
 HUNG = CollectorSnapshot("gpu", is_up=False, detail="nvml did not answer within 2 s")
@@ -91,12 +98,15 @@ def test_orphans_come_with_a_caution_and_the_command_that_frees_them(cli, served
     # One that holds memory of two devices is killed once.
     show(served, holding("0", orphan(4300), orphan(4242)), holding("1", orphan(4242)))
 
-    caution, command = cli("gpus").err.splitlines()
+    caution, command, rest = cli("gpus").err.splitlines()
 
     assert caution == (
         "2 orphans hold 36.0 GiB; check first that nobody needs them: ps -fp 4242,4300"
     )
     assert command == ("then free it, as root or as the user that ran vLLM: kill -9 4242 4300")
+    assert rest == (
+        f"others may be left without GPU memory, their parent is no vLLM: {SHOW_ORPHANS}"
+    )
 
 
 def test_one_orphan_is_one(cli, served) -> None:
@@ -117,7 +127,7 @@ def test_no_command_kills_more_than_one_process(cli, served, pid) -> None:
     assert cli("gpus").err == ""
 
     show(served, holding("0", orphan(pid), orphan(4242)))
-    assert cli("gpus").err.endswith("kill -9 4242\n")
+    assert cli("gpus").err.splitlines()[1].endswith("kill -9 4242")
 
 
 @pytest.mark.needs("ps")
@@ -189,8 +199,45 @@ def test_devices_of_two_drivers_are_told_apart(cli, served) -> None:
     assert {line.split()[0] for line in cli("gpus").out.splitlines()[1:]} == {"nvidia/0", "amd/0"}
 
 
+def test_processes_that_hold_other_memory_are_named_below_it(cli, served) -> None:
+    strangers = (
+        GpuStranger(4242, "python3", 12 * GIB),
+        GpuStranger(977, "orphan", 300 * 2**20),
+        GpuStranger(5, None, None),
+    )
+    untold = device("1", servers={}, other_bytes=None, strangers=strangers[2:])
+    show(served, device(other_bytes=13 * GIB, strangers=strangers), untold)
+
+    lines = cli("gpus").out.splitlines()
+
+    assert lines[3:7] == [
+        "0    other, 13.0 GiB",
+        "0      python3 PID 4242, 12.0 GiB",
+        "0      orphan PID 977, 300.0 MiB",
+        "0      PID 5, -",
+    ]
+    assert lines[8:] == ["1    other, -", "1      PID 5, -"]
+
+
+def test_devices_of_one_number_are_told_apart_by_their_uuid(cli, served) -> None:
+    renumbered = device(gpu=gpu("0", uuid="GPU-11111111-2222"))
+    lost = lost_device("0")
+    show(served, lost_device("0", gpu=replace(lost.gpu, uuid="GPU-99999999-8888")), renumbered)
+    labels = {line.split()[0] for line in cli("gpus").out.splitlines()[1:]}
+    assert labels == {"0(GPU-99999999)", "0(GPU-11111111)"}
+
+    twin = device(gpu=gpu("0", uuid="GPU-11111111-3333"))
+    show(served, renumbered, twin, device("1"))
+    labels = {line.split()[0] for line in cli("gpus").out.splitlines()[1:]}
+    assert labels == {"0(GPU-11111111-2222)", "0(GPU-11111111-3333)", "1"}
+
+
 def test_text_from_outside_is_only_text(cli, served) -> None:
-    named = device(gpu=gpu("\x1b[1m0", name="H\x1b]0;x\a100"), servers={"a\x1b[31m": GIB})
+    named = device(
+        gpu=gpu("\x1b[1m0", name="H\x1b]0;x\a100"),
+        servers={"a\x1b[31m": GIB},
+        strangers=(GpuStranger(7, "b\x1b[31m\n0    orphan", GIB),),
+    )
     show(served, named)
 
     outcome = cli("gpus")
@@ -198,6 +245,7 @@ def test_text_from_outside_is_only_text(cli, served) -> None:
     assert "\x1b" not in outcome.out
     assert "\a" not in outcome.out
     assert "server a\ufffd[31m, 1.0 GiB" in outcome.out
+    assert "  b\ufffd[31m 0    orphan PID 7, 1.0 GiB" in outcome.out
 
 
 def test_json_is_the_answer_of_the_api(cli, served) -> None:
@@ -266,10 +314,11 @@ def test_a_terminal_of_any_width_shows_who_holds_the_memory(served, columns) -> 
 
     assert terminal.returncode == 0
     # The command to copy is the terminal's to wrap.
-    drawn, caution, kill = shown.text.rstrip().rsplit("\n", 2)
+    drawn, caution, kill, rest = shown.text.rstrip().rsplit("\n", 3)
     assert max(len(line.rstrip()) for line in drawn.splitlines()) <= columns
     assert caution.startswith("1 orphan holds 12.0 GiB")
-    assert kill.endswith("kill -9 4242")
+    assert kill.rstrip().endswith("kill -9 4242")
+    assert rest.endswith(SHOW_ORPHANS)
     words = drawn.split()
     text = " ".join(words)
     for told in ("72.5/80.0GiB", "server mixtral, -", "orphan PID 4242 worker of llama, 12.0 GiB"):
@@ -295,12 +344,16 @@ def test_a_terminal_tells_holders_apart_by_colour_and_explains_their_signs(serve
 
 
 def test_markup_in_a_name_is_only_text(served) -> None:
-    show(served, device(gpu=gpu(name="[red]x[/red]"), servers={":smile:[bold]m": GIB}))
+    stranger = GpuStranger(7, "[red]y[/red]", GIB)
+    named = gpu(name="[red]x[/red]")
+    show(served, device(gpu=named, servers={":smile:[bold]m": GIB}, strangers=(stranger,)))
 
     with PseudoTerminal(["gpus", f"--state.dir={served.state_dir}"], columns=100) as terminal:
         shown = terminal.read_all()
 
     assert "[red]x[/red]" in shown.text
+    assert "other, 512.0 MiB" in shown.text
+    assert "       [red]y[/red] PID 7, 1.0 GiB" in shown.lines
     assert "server :smile:[bold]m, 1.0 GiB" in shown.text
 
 

@@ -1,4 +1,4 @@
-"""`status --watch`: what changes shows, what does not costs nothing, and Ctrl-C is a good end."""
+"""`--watch`: what changes shows, what does not costs nothing, and Ctrl-C is a good end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,21 @@ from dataclasses import replace
 import pytest
 
 from tests.cli.pseudo_terminal import ROWS, PseudoTerminal
-from tests.expose.snapshots import crashed_server, life, server
+from tests.expose.snapshots import (
+    GIB,
+    crashed_server,
+    device,
+    life,
+    lost_device,
+    orphaned_device,
+    server,
+)
+from vllm_agent.cli.gpu_lines import FREE_IT
 from vllm_agent.lifecycle.states import Phase
+from vllm_agent.snapshot import CollectorSnapshot
+
+UP = (CollectorSnapshot("gpu", is_up=True),)
+HUNG = (CollectorSnapshot("gpu", is_up=False, detail="nvml did not answer within 2 s"),)
 
 
 def test_a_pipe_gets_a_line_per_change(served, program) -> None:
@@ -144,3 +157,73 @@ def test_a_terminal_is_told_that_the_agent_is_gone(served) -> None:
         terminal.read_all()
 
     assert terminal.returncode == 0
+
+
+def test_a_pipe_gets_a_line_per_device_whose_holders_change(served, program) -> None:
+    served.show(collectors=UP, gpus=(device(), device("1")))
+    with program("gpus", "--watch") as watching:
+        first = [watching.stdout.readline() for _ in range(2)]
+        served.show(collectors=HUNG)
+        assert "nvml did not answer" in watching.stderr.readline()
+        served.show(collectors=UP, gpus=(device("1"),))
+        back = watching.stdout.readline()
+        served.show(collectors=UP, gpus=(device("1"), lost_device()))
+        lost = watching.stdout.readline()
+        served.show(collectors=UP, gpus=(device("1", servers={"b": GIB}), lost_device()))
+        changed = watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        rest, err = watching.communicate()
+
+    for line, number in zip(first, (0, 1), strict=True):
+        told = f"  GPU {number}  H100 80GB HBM3  72.5/80.0 GiB  llama 72.0, other 0.5\n"
+        assert line.endswith(told)
+    assert "  GPU 1  " in back
+    assert "  GPU 2  -  -  lost: " in lost
+    assert changed.endswith("  GPU 1  H100 80GB HBM3  72.5/80.0 GiB  b 1.0, other 0.5\n")
+    assert (watching.returncode, rest, err) == (0, "", "")
+
+
+def test_json_of_gpus_is_a_line_per_change(served, program) -> None:
+    served.show(collectors=UP, gpus=(device(),))
+    with program("gpus", "--watch", "--json") as watching:
+        before = json.loads(watching.stdout.readline())
+        served.show(collectors=UP, gpus=(orphaned_device(),))
+        after = json.loads(watching.stdout.readline())
+        watching.send_signal(signal.SIGINT)
+        assert watching.communicate()[0] == ""
+
+    assert [view["gpus"][0]["gpu"] for view in (before, after)] == ["0", "1"]
+
+
+def test_a_terminal_follows_the_gpus_and_says_where_the_command_is(served) -> None:
+    served.show(collectors=UP, gpus=(device(),))
+
+    with PseudoTerminal(["gpus", "--watch", f"--state.dir={served.state_dir}"], 100) as terminal:
+        terminal.read_until("# servers   . other   - free")
+        served.show(collectors=UP, gpus=(orphaned_device(),))
+        terminal.read_until(f"1 orphan holds 12.0 GiB: {FREE_IT}")
+        terminal.read_until("orphan PID 4301 worker of phi")
+        served.show(collectors=HUNG)
+        terminal.read_until("nvml did not answer")
+        terminal.signal(signal.SIGINT)
+        terminal.read_all()
+
+    assert terminal.returncode == 0
+    assert "kill" not in terminal.shown.text
+    assert served.answered.keys() <= {200, 304}
+
+
+@pytest.mark.parametrize(
+    ("devices", "last"),
+    [(7, ". other   - free"), (8, "… 4 more lines: 'vllm-agent gpus' shows all")],
+)
+def test_gpus_that_do_not_fit_the_terminal_are_counted(served, devices, last) -> None:
+    # A heading, three lines for each, an empty line and what the signs mean.
+    served.show(collectors=UP, gpus=tuple(device(str(number)) for number in range(devices)))
+
+    with PseudoTerminal(["gpus", "--watch", f"--state.dir={served.state_dir}"], 100) as terminal:
+        shown = terminal.read_until(last).text.partition(last)[0]
+        terminal.signal(signal.SIGINT)
+        terminal.read_all()
+
+    assert len(f"{shown}{last}".splitlines()) == ROWS

@@ -58,6 +58,16 @@ def test_off_is_off_however_a_template_wrote_it(word: str, tmp_path: Path):
     assert (gpu.nvml, gpu.amdgpu) == (GpuUse.OFF, GpuUse.OFF)
 
 
+@pytest.mark.parametrize(("word", "shown"), [("off", "'off'"), ("false", "false")])
+def test_off_for_all_drivers_gets_told_how_to_write_it(word: str, shown: str, tmp_path: Path):
+    expected = (
+        f"1: gpu: must be a mapping of keys, got {shown}: to ask no driver, write "
+        "gpu: {nvml: off, amdgpu: off}"
+    )
+    assert problem_of(word, tmp_path) == expected
+    assert "nvml: off" not in problem_of("required", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("word", "shown"),
     [("on", "'on'"), ("true", "true"), ("0", "0"), ("[auto]", "a list"), ("OFF", "'OFF'")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import signal
@@ -10,12 +11,18 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+import pytest
+
+from tests.e2e.agent_process import wait_until
 from vllm_agent.config import GpuConfig, GpuUse, load
-from vllm_agent.demo.launch import StandIn, free_port, title
+from vllm_agent.demo import launch
+from vllm_agent.demo.end_signals import END_SIGNALS, EndSignals
+from vllm_agent.demo.launch import StandIn, free_port, kill_all, session_pids, title
 from vllm_agent.demo.scenarios import SCENARIOS, STOP_SECONDS, Stage, _show, configuration
 
 if TYPE_CHECKING:
@@ -75,9 +82,96 @@ def test_it_shows_servers_come_and_who_holds_its_gpus_and_leaves_nothing_behind(
     assert _stand_ins() <= before
 
 
+class _MarkedDemo:
+    """A demo whose processes, however far from it, are found by a variable that they inherit."""
+
+    def __init__(self, folder: Path) -> None:
+        self._mark = f"VLLM_AGENT_TEST_MARK={uuid.uuid4().hex}"
+        self.folder = folder
+
+    def __enter__(self) -> Self:
+        name, _, value = self._mark.partition("=")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vllm_agent", "demo", "--for", f"{PATIENCE_SECONDS}s"],
+            env={**os.environ, name: value, "TMPDIR": str(self.folder)},
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        kill_all(self.pids())
+        self.process.wait()
+
+    def pids(self, part: str = "") -> list[int]:
+        """What runs of it, with `part` in its command line."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self._mark.encode() in (path / "environ").read_bytes().split(b"\0"):
+                    found.append(int(path.name))
+        return [pid for pid in found if part in title(pid)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_all_that_runs_also_what_is_stopped(tmp_path: Path, number):
+    with _MarkedDemo(tmp_path) as demo:
+        wait_until(lambda: bool(demo.pids("VLLM::Worker")), "a stand-in has its workers")
+        (session,) = {os.getsid(pid) for pid in demo.pids("VLLM::Worker")}
+        for pid in session_pids(session):
+            os.kill(pid, signal.SIGSTOP)
+
+        demo.process.send_signal(number)
+
+        assert demo.process.wait(PATIENCE_SECONDS) == 0
+        assert [title(pid) for pid in demo.pids()] == []
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["vllm_agent run", "/models/demo"])
+@pytest.mark.parametrize("number", END_SIGNALS)
+def test_a_signal_ends_it_while_it_starts(tmp_path: Path, number, part):
+    with _MarkedDemo(tmp_path) as demo:
+        wait_until(lambda: bool(demo.pids(part)), f"{part} runs")
+
+        # `timeout` sends two: to the demo and to all its group.
+        os.killpg(demo.process.pid, number)
+        demo.process.send_signal(number)
+
+        assert demo.process.wait(PATIENCE_SECONDS) == 0
+        assert [title(pid) for pid in demo.pids()] == []
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_stand_in_starts_while_it_is_killed_is_killed_too(monkeypatch):
+    server = StandIn.start("--load-seconds", "0").wait_serving()
+    looks = [[server.pid]]
+    monkeypatch.setattr(
+        launch, "session_pids", lambda pid: looks.pop() if looks else session_pids(pid)
+    )
+
+    server.close()
+
+    assert session_pids(server.pid) == []
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with EndSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert not signals.has_come
+            signal.raise_signal(signal.SIGTERM)
+            assert signals.has_come
+            assert signals.wait(None)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_it_ends_by_itself_after_the_time_that_was_asked_for():
     began = time.monotonic()
-    _show([sys.executable, "-c", "import time; time.sleep(60)"], 0.05)
+    with EndSignals() as signals:
+        _show([sys.executable, "-c", "import time; time.sleep(60)"], 0.05, signals)
     assert time.monotonic() - began < STOP_SECONDS
 
 

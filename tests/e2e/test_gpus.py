@@ -225,7 +225,7 @@ def test_without_a_driver_there_is_nothing_of_gpus_but_one_line(tmp_path: Path) 
     with AgentProcess(tmp_path, discovery="{enabled: false}", gpu=QUICK) as agent:
         assert agent.sample("collector_up", collector="gpu") is None
         assert not any(metric.startswith("vllm_agent_gpu_") for metric, _ in agent.samples())
-        assert agent.log().count("no GPU driver") == 2, "one for each vendor"
+        assert agent.log().count("no GPU driver was found") == 1
         assert agent.cli("gpus").returncode == 0
 
 

@@ -38,6 +38,7 @@ from vllm_agent.snapshot import (
     FaultCount,
     GpuOrphan,
     GpuSnapshot,
+    GpuStranger,
     Histogram,
     ProbeStats,
     ServerSnapshot,
@@ -487,6 +488,9 @@ _gpu_orphans = st.builds(
     st.none() | _counts,
     st.floats(0, 1e10),
 )
+_gpu_strangers = st.builds(
+    GpuStranger, st.integers(1, 2**22), st.none() | _names, st.none() | _counts
+)
 devices = st.builds(
     GpuSnapshot,
     _gpus,
@@ -494,6 +498,7 @@ devices = st.builds(
     orphans=st.none() | st.lists(_gpu_orphans, max_size=3).map(tuple),
     orphan_bytes=st.none() | _counts,
     other_bytes=st.none() | st.integers(-(10**12), 10**15),
+    strangers=st.lists(_gpu_strangers, max_size=3).map(tuple),
     xids=_xids,
 )
 agents = st.builds(

@@ -18,7 +18,7 @@ from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.server_life import Ending, Launch, Transition
 from vllm_agent.lifecycle.states import Phase, ServerState
 from vllm_agent.observations import Instant, Probe, ProbeCause, ProbeResult, Sight, SightKind
-from vllm_agent.snapshot import CollectorSnapshot, ProbeStats
+from vllm_agent.snapshot import CollectorSnapshot, GpuStranger, ProbeStats
 from vllm_agent.store import History, LaunchRecord
 
 
@@ -249,6 +249,16 @@ def test_a_gpu_tells_who_holds_its_memory() -> None:
     ]
     assert (view["orphan_memory_bytes"], view["other_memory_bytes"]) == (12 * gib, gib // 2)
     assert view["xids"] == [{"xid": 31, "count": 2, "last_timestamp_seconds": 1_750_000_089.5}]
+
+
+def test_a_gpu_names_processes_that_hold_other_memory() -> None:
+    strangers = (GpuStranger(4242, "python3", 12 * 2**30), GpuStranger(5, None, None))
+
+    assert gpu_view(snapshots.device(strangers=strangers))["others"] == [
+        {"pid": 4242, "name": "python3", "used_bytes": 12 * 2**30},
+        {"pid": 5, "name": None, "used_bytes": None},
+    ]
+    assert gpu_view(snapshots.device())["others"] == []
 
 
 def test_a_lost_gpu_and_one_that_tells_nothing() -> None:

@@ -39,7 +39,7 @@ from vllm_agent.expose.status_page.gpus import MAX_LINES
 from vllm_agent.expose.status_page.rows import moment
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.states import PHASE_STATE, Phase
-from vllm_agent.snapshot import CollectorSnapshot, FaultCount
+from vllm_agent.snapshot import CollectorSnapshot, FaultCount, GpuStranger
 
 VOID = {"meta", "br"}
 
@@ -260,6 +260,18 @@ def test_a_row_of_a_gpu_names_the_largest_holders_and_counts_the_rest() -> None:
     assert servers[-1] == '<span class="quiet">and 3 more</span>'
 
 
+def test_other_memory_of_a_gpu_has_the_largest_processes_that_hold_it() -> None:
+    strangers = (GpuStranger(4242, "python3", 12 * GIB), GpuStranger(5, None, None))
+    cell = gpu_cells(device(strangers=strangers))["Other"]
+    unknown = '<span class="quiet">unknown</span>'
+    assert cell == f"512.0 MiB<br>python3 PID 4242, 12.0 GiB<br>PID 5, {unknown}"
+
+    many = tuple(GpuStranger(number, "x", GIB) for number in range(MAX_LINES + 3))
+    lines = gpu_cells(device(strangers=many))["Other"].split("<br>")
+    assert len(lines) == MAX_LINES + 1
+    assert lines[-1] == '<span class="quiet">and 4 more</span>'
+
+
 def test_without_gpus_there_is_no_section_unless_they_are_missed() -> None:
     assert "GPUs" not in render(agent(), NOW)
     working = CollectorSnapshot("gpu", is_up=True)
@@ -356,6 +368,7 @@ def test_whatever_a_server_says_stays_text(snapshot) -> None:
                 gpu=replace(shown.gpu, index=hostile, uuid=hostile, name=hostile),
                 servers={hostile: 1},
                 orphans=tuple(replace(o, server=hostile) for o in shown.orphans or ()),
+                strangers=(GpuStranger(5, hostile, 1),),
             )
             for shown in snapshot.gpus
         ),

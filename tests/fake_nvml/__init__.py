@@ -125,7 +125,8 @@ class FakeState:
     """Everything the driver knows.
 
     Functions are named by their symbol, such as nvmlEventSetWait_v2; the start of the library is
-    nvmlInitWithFlags, whichever form of it a program calls.
+    nvmlInitWithFlags, whichever form of it a program calls. Where the driver `is_slow_to_load`, its
+    library is not loaded before that ends.
     """
 
     driver_version: str = "570.86.15"
@@ -133,6 +134,7 @@ class FakeState:
     xids: tuple[FakeXid, ...] = ()
     errors: tuple[FakeError, ...] = ()
     hanging: frozenset[str] = frozenset()
+    is_slow_to_load: bool = False
 
     def lines(self) -> Iterator[str]:
         """The file that the library reads."""
@@ -146,6 +148,8 @@ class FakeState:
             yield f"error {error.function} {error.code} {error.device}"
         for function in sorted(self.hanging):
             yield f"hang {function}"
+        if self.is_slow_to_load:
+            yield "slow to load"
 
 
 class FakeDriver:
@@ -178,20 +182,22 @@ class FakeDriver:
     def fault(
         self,
         device: int,
-        xid: int,
-        *,
+        *xids: int,
         gpu_instance: int = _NO_INSTANCE,
         compute_instance: int = _NO_INSTANCE,
     ) -> None:
-        """An XID happens; whoever is registered is told once."""
-        event = FakeXid(
-            sequence=len(self.state.xids) + 1,
-            device=device,
-            xid=xid,
-            gpu_instance=gpu_instance,
-            compute_instance=compute_instance,
+        """XIDs happen, in this order; whoever is registered is told of each once."""
+        events = tuple(
+            FakeXid(
+                sequence=sequence,
+                device=device,
+                xid=xid,
+                gpu_instance=gpu_instance,
+                compute_instance=compute_instance,
+            )
+            for sequence, xid in enumerate(xids, len(self.state.xids) + 1)
         )
-        self._change(replace(self.state, xids=(*self.state.xids, event)))
+        self._change(replace(self.state, xids=(*self.state.xids, *events)))
 
     def fail(self, code: int, function: str = EVERY_FUNCTION, *, device: int = -1) -> None:
         """A function, or every one, returns this code until `recover`."""
@@ -202,9 +208,13 @@ class FakeDriver:
         """A function, or every one, does not return until `recover`."""
         self._change(replace(self.state, hanging=self.state.hanging | {function}))
 
+    def be_slow_to_load(self) -> None:
+        """Who loads the library waits until `recover`."""
+        self._change(replace(self.state, is_slow_to_load=True))
+
     def recover(self) -> None:
         """No function fails or hangs any more; those that hung go on."""
-        self._change(replace(self.state, errors=(), hanging=frozenset()))
+        self._change(replace(self.state, errors=(), hanging=frozenset(), is_slow_to_load=False))
 
     def _change(self, state: FakeState) -> None:
         self.state = state
@@ -213,7 +223,7 @@ class FakeDriver:
     def _write(self) -> None:
         text = "".join(f"{line}\n" for line in self.state.lines())
         draft = self.state_file.with_name(self.state_file.name + ".new")
-        draft.write_text(text)
+        draft.write_text(text, errors="surrogateescape")
         # Two files written within one tick of the kernel's clock would have the same time, and may
         # have the same inode and size: the library could not tell them apart.
         self._written_at_ns = max(self._written_at_ns + 1, time.time_ns())

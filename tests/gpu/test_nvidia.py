@@ -18,7 +18,7 @@ from vllm_agent.host.gpu.reader import NoDriverError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vllm_agent.observations import Gpu
+    from vllm_agent.observations import Gpu, GpuFault
 
 MIB: Final = 1 << 20
 ALLOCATED_BYTES: Final = 1024 * MIB
@@ -29,6 +29,10 @@ HOST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h
 pytestmark = pytest.mark.gpu
 
 
+def gpus(reader: NvmlReader) -> tuple[Gpu, ...]:
+    return reader.read((), lambda _: None)
+
+
 @pytest.fixture
 def reader() -> Iterator[NvmlReader]:
     reader = NvmlReader()
@@ -37,7 +41,7 @@ def reader() -> Iterator[NvmlReader]:
     except NoDriverError as error:
         pytest.skip(f"no NVIDIA driver: {error}")
     try:
-        if not reader.read(()).gpus:
+        if not gpus(reader):
             pytest.skip("the NVIDIA driver has no device")
         yield reader
     finally:
@@ -82,7 +86,7 @@ class Holder:
     def _held(self) -> dict[int, int | None]:
         return {
             process.pid: process.used_bytes
-            for gpu in self._reader.read(()).gpus
+            for gpu in gpus(self._reader)
             for process in gpu.processes or ()
         }
 
@@ -112,7 +116,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def devices(reader: NvmlReader) -> dict[str, Gpu]:
-    return {gpu.uuid: gpu for gpu in reader.read(()).gpus if gpu.parent_uuid is None}
+    return {gpu.uuid: gpu for gpu in gpus(reader) if gpu.parent_uuid is None}
 
 
 def test_memory_of_a_process_is_attributed_to_it(holder):
@@ -132,9 +136,9 @@ def test_process_that_ended_is_listed_no_more(holder):
 
 
 def test_what_is_used_rises_with_what_a_process_takes(reader, holder):
-    before = sum(gpu.memory_used_bytes or 0 for gpu in reader.read(()).gpus)
+    before = sum(gpu.memory_used_bytes or 0 for gpu in gpus(reader))
     holder.do(f"allocate {ALLOCATED_BYTES}")
-    after = sum(gpu.memory_used_bytes or 0 for gpu in reader.read(()).gpus)
+    after = sum(gpu.memory_used_bytes or 0 for gpu in gpus(reader))
     assert after - before == pytest.approx(ALLOCATED_BYTES, rel=0.05)
 
 
@@ -176,24 +180,25 @@ def test_devices_agree_with_nvidia_smi(reader):
 
 def test_pass_ends_well_before_its_deadline(reader):
     """Nothing in it waits, the look for XIDs least of all."""
-    reader.read(())
+    gpus(reader)
     started, cpu_started = time.monotonic(), time.process_time()
-    reader.read(())
+    gpus(reader)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     print(f"a pass takes {seconds * 1000:.1f} ms, of it {cpu_seconds * 1000:.1f} ms of CPU")
     assert seconds < DEADLINE_SECONDS / 4
 
 
 def test_xid_of_a_kernel_that_failed_is_reported_once(reader, holder):
-    reader.read(())
+    gpus(reader)
     holder.do("fault")
-    xids: list[int] = []
+    told: list[GpuFault] = []
 
     def is_told() -> bool:
-        xids.extend(fault.xid for fault in reader.read(()).faults)
-        return bool(xids)
+        reader.read((), told.append)
+        return bool(told)
 
     wait_until(is_told)
+    xids = {fault.xid for fault in told}
     print(f"XIDs {xids}")
-    assert set(xids) <= {13, 31, 43, 45}  # of an illegal address, and of ending its channels
+    assert xids <= {13, 31, 43, 45}  # of an illegal address, and of ending its channels
     holder.end()

@@ -102,7 +102,11 @@ class ToyGpus:
         if not is_hung:
             self.may_look.set()
         self.is_looked_at = False
+        self.looks_wanted = 0
         self.asked: list[set[int]] = []
+
+    def look_soon(self) -> None:
+        self.looks_wanted += 1
 
     async def look_now(self) -> None:
         await self.may_look.wait()
@@ -251,6 +255,13 @@ async def test_a_fault_of_a_gpu_that_it_held_is_the_reason_of_a_crash():
         assert judge(evidence).reason is Reason.GPU_FAULT
         # Whatever it ran counts, what ended before it did too.
         assert {scene.server.pid, worker} <= gpus.asked[0]
+
+
+async def test_the_end_of_a_part_makes_a_look_at_the_gpus():
+    gpus = ToyGpus()
+    async with following(gpus=gpus) as scene:
+        os.kill(scene.server.worker_pids[0], signal.SIGKILL)
+        await until(lambda: gpus.looks_wanted > 0)
 
 
 async def test_gpus_that_do_not_answer_hold_up_no_verdict(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.finding import Finding, Level
-from vllm_agent.cli.gpu_findings import gpu_findings, orphans_by_server
+from vllm_agent.cli.gpu_findings import gpu_findings, orphans_by_server, tells_all_holders
 from vllm_agent.cli.process_rows import PAGE_ALL, SHOW_ORPHANS
 from vllm_agent.lifecycle.states import LifecycleMode
 from vllm_agent.observations import SightKind
@@ -103,7 +103,7 @@ def _unmatched(servers: Sequence[ServerView]) -> Iterator[Finding]:
         and not server["launches"]
     ]
     if names:
-        text = f"no process of this host was ever {_listed(names)}"
+        text = f"no process of this host ever matched {_listed(names)}"
         fix = "compare `match` and `url` in the configuration with the command line of the server"
         yield Finding(Level.NOTE, "match", text, fix)
 
@@ -131,9 +131,13 @@ def _orphans(servers: Sequence[ServerView], gpus: GpusView | None) -> Iterator[F
     devices = [] if gpus is None else gpus["gpus"]
     on_gpus = orphans_by_server(devices)
     counts = {s["name"]: (s["orphans"] or 0) - on_gpus[s["name"]] for s in servers}
-    told = [f"{count} of {name}" for name, count in counts.items() if count > 0]
+    told = [
+        f"{count} {'more ' if on_gpus[name] else ''}of {name}"
+        for name, count in counts.items()
+        if count > 0
+    ]
     if told:
-        can_tell = any(device["orphans"] is not None for device in devices)
-        what = "memory" if can_tell else "memory and GPUs"
-        text = f"{_listed(told)} outlived their main process and may hold {what}"
+        can_tell = tells_all_holders(devices)
+        held = ", without GPU memory" if can_tell else " and may hold memory and GPUs"
+        text = f"{_listed(told)} outlived their main process{held}"
         yield Finding(Level.NOTE, "orphans", text, SHOW_ORPHANS)

@@ -54,6 +54,16 @@ def orphans_by_server(gpus: Sequence[GpuView]) -> Counter[str]:
     return Counter(server for server in whose.values() if server is not None)
 
 
+def tells_all_holders(gpus: Sequence[GpuView]) -> bool:
+    """Whether an orphan that holds memory of some device would have been told of.
+
+    One that is cut into instances has none itself.
+    """
+    cut = {gpu["parent_uuid"] for gpu in gpus}
+    whole = [gpu for gpu in gpus if gpu["uuid"] not in cut]
+    return bool(whole) and all(gpu["orphans"] is not None for gpu in whole)
+
+
 def _drivers(gpus: Sequence[GpuView]) -> Iterator[Finding]:
     for vendor in dict.fromkeys(gpu["vendor"] for gpu in gpus):
         own = [gpu for gpu in gpus if gpu["vendor"] == vendor]

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.gpu_bar import Holder, bar_text
+from vllm_agent.cli.process_rows import SHOW_ORPHANS
 from vllm_agent.cli.status_table import collector_trouble
 from vllm_agent.cli.text import UNKNOWN, age_of, columns, gib, plain, shown, size_shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vllm_agent.expose.gpu_view import GpuOrphanView, GpusView, GpuView, XidView
+    from vllm_agent.expose.gpu_view import GpuOrphanView, GpuOtherView, GpusView, GpuView, XidView
 
 HEADINGS: Final = ("GPU", "MEMORY", "USED/TOTAL", "UTIL", "TEMP", "POWER", "NAME")
 """One word each, and no value has a space in it but the last: columns stay columns."""
@@ -25,6 +26,12 @@ FIRST_ORDINARY_PID: Final = 2
 """kill(1) takes 0 and less for whole groups of processes, and 1 is the init of the host."""
 
 _INSTANCE_INDENT: Final = "  "
+
+_STRANGER_INDENT: Final = "  "
+"""Below `other`. Whoever names its process `orphan` does not make a line that begins with that."""
+
+_SHORT_UUID: Final = len("GPU-") + 8
+"""The first group of a uuid, which tells the devices of a host apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +83,26 @@ def device_lines(gpu: GpuView, now_unix_seconds: float) -> list[Line]:
         Line(f"orphan {orphan_text(orphan, now_unix_seconds)}", Holder.ORPHANS)
         for orphan in gpu["orphans"] or ()
     ]
-    if gpu["other_memory_bytes"] is not None:
+    if gpu["other_memory_bytes"] is not None or gpu["others"]:
         lines.append(Line(f"other, {size_shown(gpu['other_memory_bytes'])}", Holder.OTHER))
+    lines += [Line(_STRANGER_INDENT + _other_text(other), Holder.OTHER) for other in gpu["others"]]
     return lines
 
 
 def label(gpu: GpuView, gpus: Sequence[GpuView]) -> str:
-    """What one of all the devices is called: its number, with its vendor where there are two."""
+    """What one of all the devices is called: its number, and more where that is not enough.
+
+    That is the vendor where there are two, and the uuid where two have the same number: a driver
+    that numbers its devices anew gives that of a lost one away.
+    """
     is_alone = all(other["vendor"] == gpu["vendor"] for other in gpus)
-    return plain(gpu["gpu"] if is_alone else f"{gpu['vendor']}/{gpu['gpu']}")
+    number = gpu["gpu"] if is_alone else f"{gpu['vendor']}/{gpu['gpu']}"
+    namesakes = [o for o in gpus if (o["vendor"], o["gpu"]) == (gpu["vendor"], gpu["gpu"])]
+    if len(namesakes) > 1:
+        shorts = {other["uuid"][:_SHORT_UUID] for other in namesakes}
+        is_enough = len(shorts) == len(namesakes)
+        number += f"({gpu['uuid'][:_SHORT_UUID] if is_enough else gpu['uuid']})"
+    return plain(number)
 
 
 def short_name(gpu: GpuView) -> str:
@@ -106,6 +124,11 @@ def orphan_text(orphan: GpuOrphanView, now_unix_seconds: float) -> str:
     return f"PID {orphan['pid']} {orphan['role']}{whose}, {size_shown(orphan['used_bytes'])}{old}"
 
 
+def _other_text(other: GpuOtherView) -> str:
+    name = f"{plain(other['name'])} " if other["name"] else ""
+    return f"{name}PID {other['pid']}, {size_shown(other['used_bytes'])}"
+
+
 def xid_text(xid: XidView, now_unix_seconds: float) -> str:
     """Its number, how often it was told of, and when last."""
     often = "once," if xid["count"] == 1 else f"{xid['count']} times, last"
@@ -119,18 +142,27 @@ def orphan_pids(view: GpusView) -> list[int]:
     return sorted(pid for pid in pids if pid >= FIRST_ORDINARY_PID)
 
 
+def held_by_orphans(view: GpusView) -> str:
+    """How many they are and what they hold together; empty where there are none."""
+    count = len(orphan_pids(view))
+    if not count:
+        return ""
+    held = [gpu["orphan_memory_bytes"] for gpu in view["gpus"] if gpu["orphans"]]
+    known = [amount for amount in held if amount is not None]
+    amount = size_shown(sum(known)) if len(known) == len(held) else "memory"
+    return f"{'1 orphan holds' if count == 1 else f'{count} orphans hold'} {amount}"
+
+
 def advice(view: GpusView) -> list[str]:
     """How to free what orphans hold; nothing where there are none."""
     pids = orphan_pids(view)
     if not pids:
         return []
-    held = [gpu["orphan_memory_bytes"] for gpu in view["gpus"] if gpu["orphans"]]
-    known = [amount for amount in held if amount is not None]
-    amount = size_shown(sum(known)) if len(known) == len(held) else "memory"
-    who = "1 orphan holds" if len(pids) == 1 else f"{len(pids)} orphans hold"
+    check = f"check first that nobody needs them: ps -fp {','.join(map(str, pids))}"
     return [
-        f"{who} {amount}; check first that nobody needs them: ps -fp {','.join(map(str, pids))}",
+        f"{held_by_orphans(view)}; {check}",
         f"then free it, as root or as the user that ran vLLM: kill -9 {' '.join(map(str, pids))}",
+        f"others may be left without GPU memory, their parent is no vLLM: {SHOW_ORPHANS}",
     ]
 
 

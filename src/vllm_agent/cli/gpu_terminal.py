@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from bisect import bisect_right
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Group
@@ -57,6 +58,25 @@ _LINES_AROUND_SERVERS: Final = 3
 
 def devices(view: GpusView, now_unix_seconds: float) -> RenderableType:
     """Every device as a row with a bar, and below it who holds its memory."""
+    return Group(*_devices(view, now_unix_seconds))
+
+
+def watched_devices(
+    view: GpusView, now_unix_seconds: float, notes: Sequence[str], max_lines: int
+) -> RenderableType:
+    """The same below `notes`, as far as there is room."""
+    drawn = terminal.warnings(notes)
+    if view["gpus"]:
+        drawn += _devices(view, now_unix_seconds)
+    ends = list(accumulate(terminal.line_count(one) for one in drawn))
+    if not drawn or ends[-1] <= max_lines:
+        return Group(*drawn)
+    kept = bisect_right(ends, max_lines)
+    left_out = ends[-1] - (ends[kept - 1] if kept else 0)
+    return Group(*drawn[:kept], _left_out(f"{left_out} more lines"))
+
+
+def _devices(view: GpusView, now_unix_seconds: float) -> list[RenderableType]:
     rows = [dict(zip(HEADINGS, _cells(gpu, view["gpus"]), strict=True)) for gpu in view["gpus"]]
     widths = {
         heading: max(len(heading), *(row[heading].cell_len for row in rows)) for heading in HEADINGS
@@ -73,7 +93,7 @@ def devices(view: GpusView, now_unix_seconds: float) -> RenderableType:
             drawn.append(Padding(text, (0, 0, 0, indent), expand=False))
     if "MEMORY" in widths:
         drawn += [Text(), _legend(view["gpus"])]
-    return Group(*drawn)
+    return drawn
 
 
 def servers_and_gpus(
@@ -147,9 +167,12 @@ def _cut_compact(rows: Sequence[CompactRow], max_lines: int) -> RenderableType:
     if len(rows) <= max_lines:
         return _compact(rows, is_one_line=True)
     count = max(1, max_lines - 1)
-    left_out = f"… {len(rows) - count} more: 'vllm-agent gpus' shows all"
-    last = Text(left_out, terminal.QUIET, no_wrap=True, overflow="ellipsis")
-    return Group(_compact(rows[:count], is_one_line=True), last)
+    return Group(_compact(rows[:count], is_one_line=True), _left_out(f"{len(rows) - count} more"))
+
+
+def _left_out(what: str) -> Text:
+    text = f"… {what}: 'vllm-agent gpus' shows all"
+    return Text(text, terminal.QUIET, no_wrap=True, overflow="ellipsis")
 
 
 def _compact(rows: Sequence[CompactRow], *, is_one_line: bool) -> RenderableType:

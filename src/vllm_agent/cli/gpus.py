@@ -1,4 +1,4 @@
-"""`vllm-agent gpus`: every GPU, and who holds its memory.
+"""`vllm-agent gpus`: every GPU, and who holds its memory; once or live.
 
 The exit code is 0 when the answer was shown, whatever it says.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vllm_agent.cli.agent_client import AgentClient
+from vllm_agent.cli.agent_client import GPUS_PATH, AgentClient
 from vllm_agent.cli.arguments import add_client_flags, is_terminal, state_dir
 from vllm_agent.cli.gpu_rows import advice, gpu_notices, plain_lines
 from vllm_agent.cli.outcome import CommandError, ExitCode
@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
     from vllm_agent.expose.gpu_view import GpusView
 
+_OLDER_AGENT: Final = "the agent is of an older version, without GPUs: restart it to use this"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds how to show it."""
-    parser.add_argument("--json", action="store_true", help="Print the answer of the API.")
+    parser.add_argument("--watch", action="store_true", help="Keep showing it until Ctrl-C.")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print the answer of the API, with --watch a line per change.",
+    )
     add_client_flags(parser)
     parser.epilog = (
         "An orphan is a part of a vLLM that outlived its main process; the command that frees what "
@@ -35,8 +42,12 @@ def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Shows what the agent says of GPUs."""
     with AgentClient(state_dir(arguments, environ)) as client:
         answer = client.gpus()
-    if answer is None:
-        raise CommandError("the agent is of an older version, without GPUs: restart it to use this")
+        if answer is None:
+            raise CommandError(_OLDER_AGENT)
+        if arguments.watch:
+            from vllm_agent.cli.watch import watch  # noqa: PLC0415 - one look does without
+
+            return watch(client, GPUS_PATH, answer, as_json=arguments.json)
     if arguments.json:
         print(answer.body.decode(), end="")
         return ExitCode.DONE

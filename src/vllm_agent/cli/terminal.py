@@ -72,6 +72,16 @@ def width() -> int:
     return _console().width
 
 
+def line_count(drawing: RenderableType) -> int:
+    """The lines that it takes on this terminal."""
+    return len(_console().render_lines(drawing))
+
+
+def warnings(notes: Sequence[str]) -> list[RenderableType]:
+    """Sentences to be shown above what is drawn."""
+    return [Text(note, style=Style(color="yellow")) for note in notes]
+
+
 def servers_table(
     view: ServersView,
     now_unix_seconds: float,
@@ -84,12 +94,12 @@ def servers_table(
     """
     head = Text(summary(view), style=QUIET)
     if not view["servers"]:
-        return Group(head, *_notes(notes))
-    above = Group(head, *_notes(notes), Text())
+        return Group(head, *warnings(notes))
+    above = Group(head, *warnings(notes), Text())
     servers = rows_in_order(view)
     if max_lines is None:
         return Group(above, _table(servers, now_unix_seconds))
-    return Group(above, _cut_table(servers, now_unix_seconds, max_lines - _lines(above)))
+    return Group(above, _cut_table(servers, now_unix_seconds, max_lines - line_count(above)))
 
 
 def server_grid(
@@ -107,15 +117,11 @@ def server_grid(
         if row.state is not None:
             text.highlight_words([row.state], _STATE_STYLES.get(row.state, QUIET))
         grid.add_row(row.label, text)
-    return Group(*_notes(notes), grid)
+    return Group(*warnings(notes), grid)
 
 
 def _console() -> Console:
     return Console(highlight=False, emoji=False)
-
-
-def _notes(notes: Sequence[str]) -> list[Text]:
-    return [Text(note, style=Style(color="yellow")) for note in notes]
 
 
 def _cut_table(servers: list[ServerView], now: float, max_lines: int) -> RenderableType:
@@ -126,7 +132,7 @@ def _cut_table(servers: list[ServerView], now: float, max_lines: int) -> Rendera
         rest = servers[count:]
         drawing = Group(table, _left_out(rest)) if rest else table
         # A long reason may need a second line.
-        excess = _lines(drawing) - max_lines
+        excess = line_count(drawing) - max_lines
         if excess <= 0 or count == 1:
             return drawing
         count = max(1, count - excess)
@@ -139,10 +145,6 @@ def _left_out(servers: Sequence[ServerView]) -> Text:
         no_wrap=True,
         overflow="ellipsis",
     )
-
-
-def _lines(drawing: RenderableType) -> int:
-    return len(_console().render_lines(drawing))
 
 
 def _table(servers: Sequence[ServerView], now: float) -> Table:

@@ -1,4 +1,4 @@
-"""`vllm-agent status --watch`: shows what changes, until Ctrl-C."""
+"""`--watch` of `status` and `gpus`: shows what changes, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from vllm_agent.cli.agent_client import GPUS_PATH
 from vllm_agent.cli.arguments import is_terminal
+from vllm_agent.cli.gpu_lines import FREE_IT, compact_rows
+from vllm_agent.cli.gpu_rows import gpu_notices, held_by_orphans
 from vllm_agent.cli.outcome import CommandError, ExitCode
 from vllm_agent.cli.status_table import notices
 from vllm_agent.cli.text import local_time, plain
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from vllm_agent.cli.agent_client import AgentClient, Answer
+    from vllm_agent.cli.agent_client import AgentClient, Answer, Json
+    from vllm_agent.expose.gpu_view import GpusView
     from vllm_agent.expose.json_view import ServerView
 
 POLL_SECONDS: Final = 0.5
@@ -88,34 +92,48 @@ def _print_json(client: AgentClient, path: str, first: Answer) -> None:
 
 
 def _print_changes(client: AgentClient, path: str, first: Answer) -> None:
-    """A line per server at first, then one per change of its state or reason."""
+    """A line per server or device at first, then one per change of its condition."""
     shown: Answer | None = None
-    known: dict[str, tuple[str, str | None]] = {}
-    told = ""
+    known: dict[str, object] = {}
+    told, notes = "", ""
     for look in _looks(client, path, first):
-        if look.trouble != told:
-            told = look.trouble
+        if look.answer is not shown:
+            shown = look.answer
+            view = shown.json
+            conditions = _conditions(view)
+            for one in conditions:
+                if known.get(one.of) != one.value:
+                    print(one.line, flush=True)
+            known = {one.of: one.value for one in conditions}
+            # Without a device there is no line to say why.
+            notes = "\n".join(gpu_notices(view)) if path == GPUS_PATH else ""
+        trouble = look.trouble or notes
+        if trouble != told:
+            told = trouble
             if told:
                 print(told, file=sys.stderr)
-        if look.answer is shown:
-            continue
-        shown = look.answer
-        for server in _servers(shown):
-            condition = (server["state"], server["reason"])
-            if known.get(server["name"]) != condition:
-                known[server["name"]] = condition
-                print(_line(server), flush=True)
+
+
+class _Condition(NamedTuple):
+    """What is to be said of a server or a device when `value` changes."""
+
+    of: str
+    value: object
+    line: str
+
+
+def _conditions(view: Json) -> list[_Condition]:
+    if "gpus" in view:
+        at = local_time(time.time())
+        return [_Condition(row[0], row, "  ".join((at, *row))) for row in compact_rows(view)]
+    servers: list[ServerView] = view.get("servers", [view])
+    return [_Condition(s["name"], (s["state"], s["reason"]), _line(s)) for s in servers]
 
 
 def _line(server: ServerView) -> str:
     at = local_time(server["state_entered_timestamp_seconds"])
     parts = (at, plain(server["name"]), server["state"], server["reason"], plain(server["detail"]))
     return "  ".join(part for part in parts if part)
-
-
-def _servers(answer: Answer) -> list[ServerView]:
-    view = answer.json
-    return list(view["servers"]) if "servers" in view else [view]
 
 
 def _draw(client: AgentClient, path: str, first: Answer) -> None:
@@ -125,6 +143,9 @@ def _draw(client: AgentClient, path: str, first: Answer) -> None:
         view, notes = look.answer.json, [look.trouble] if look.trouble else []
         gpus = None if look.gpus is None else look.gpus.json
         now = time.time()
+        if "gpus" in view:
+            notes += _gpu_notes(view)
+            return gpu_terminal.watched_devices(view, now, notes, terminal.height())
         if "servers" in view:
             notes += notices(view)
             return gpu_terminal.servers_and_gpus(view, gpus, now, notes, terminal.height())
@@ -133,8 +154,13 @@ def _draw(client: AgentClient, path: str, first: Answer) -> None:
     shown: _Look | None = None
     drawn_seconds = 0.0
     with terminal.live() as live:
-        for look in _looks(client, path, first, at_gpus=True):
+        for look in _looks(client, path, first, at_gpus=path != GPUS_PATH):
             is_old = time.monotonic() - drawn_seconds >= REDRAW_SECONDS
             if look != shown or is_old:
                 shown, drawn_seconds = look, time.monotonic()
                 live.update(frame(look), refresh=True)
+
+
+def _gpu_notes(view: GpusView) -> list[str]:
+    held = held_by_orphans(view)
+    return gpu_notices(view) + ([f"{held}: {FREE_IT}"] if held else [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from vllm_agent.config.problem import shown
 from vllm_agent.config.values import (
@@ -88,6 +88,16 @@ class GpuConfig(Section):
             "`interval`. Default: 2s, or `interval` where that is shorter."
         ),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_switched_off_by_driver(cls, value: Any) -> Any:
+        if value is False or value == GpuUse.OFF:
+            fail(
+                f"must be a mapping of keys, got {shown(value)}: to ask no driver, write "
+                "gpu: {nvml: off, amdgpu: off}"
+            )
+        return value
 
     @field_validator("demo")
     @classmethod

@@ -192,7 +192,10 @@ class StandIn:
         """Kills what is left of the session and waits until it is gone."""
         if self._log.closed:
             return
-        kill_all(session_pids(self.pid))
+        deadline = time.monotonic() + _KILL_TIMEOUT_SECONDS
+        # One that is loading may start another one between the look and the kill.
+        while (pids := session_pids(self.pid)) and time.monotonic() < deadline:
+            kill_all(pids)
         self.process.wait(_KILL_TIMEOUT_SECONDS)
         os.close(self._ready)
         self._log.close()

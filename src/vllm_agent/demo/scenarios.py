@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.config.flags import DEFAULT_PORT
+from vllm_agent.demo.end_signals import EndSignals
 from vllm_agent.demo.launch import StandIn, free_port
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 READY_SECONDS: Final = 20.0
 """An agent that is not ready by then never will be."""
+
+LOOK_SECONDS: Final = 0.05
+"""An agent starts in half a second: nobody sees so short a wait."""
 
 STOP_SECONDS: Final = 5.0
 """More than the 2 s in which the agent ends."""
@@ -123,7 +127,7 @@ def _other_model(stage: Stage) -> None:
         stage.is_over.wait()
 
 
-def _absent(stage: Stage) -> None:
+def _never_started(stage: Stage) -> None:
     stage.is_over.wait()
 
 
@@ -141,21 +145,20 @@ SCENARIOS: Final = (
     Scenario("hung", "stops answering after 10 s", _hung),
     Scenario("impostor", "speaks something that is not HTTP", _impostor),
     Scenario("other-model", "serves another model than expected", _other_model, "model: llama"),
-    Scenario("absent", "is configured and was never started", _absent),
+    Scenario("never-started", "is configured, and that is all", _never_started),
 )
 
 
 def run_demo(seconds: float | None = None) -> int:
-    """Plays until Ctrl-C, or for that many seconds; returns the exit code."""
+    """Plays until one of `END_SIGNALS`, or for that many seconds; returns the exit code."""
     with (
-        contextlib.suppress(KeyboardInterrupt),
+        EndSignals() as signals,
         tempfile.TemporaryDirectory(prefix="vllm-agent-demo-") as folder,
     ):
-        return _run(Path(folder), seconds)
-    return 0
+        return _run(Path(folder), seconds, signals)
 
 
-def _run(folder: Path, seconds: float | None) -> int:
+def _run(folder: Path, seconds: float | None, signals: EndSignals) -> int:
     page_port = _page_port()
     stages = {s.name: Stage(free_port(), threading.Event(), folder / s.name) for s in SCENARIOS}
     config = folder / "vllm-agent.yml"
@@ -168,12 +171,14 @@ def _run(folder: Path, seconds: float | None) -> int:
             [*command, "run", f"--config.file={config}", listen, state], stdout=log, stderr=log
         )
     try:
-        if not _is_ready(agent, page_port):
+        if not _is_ready(agent, page_port, signals):
+            if signals.has_come:
+                return 0
             sys.stderr.write((folder / "agent.log").read_text(encoding="utf-8"))
             return 1
         _introduce(page_port, [*command, "gpus", state])
         with _played(stages):
-            _show([*command, "status", "--watch", state], seconds)
+            _show([*command, "status", "--watch", state], seconds, signals)
     finally:
         _end(agent)
     return 0
@@ -223,18 +228,16 @@ def _played(stages: dict[str, Stage]) -> Iterator[None]:
             thread.join()
 
 
-def _show(watch: list[str], seconds: float | None) -> None:
+def _show(watch: list[str], seconds: float | None, signals: EndSignals) -> None:
     """Shows the live table, which is the command `status --watch`."""
     shown = subprocess.Popen(watch)  # noqa: S603 - our own program
     try:
-        shown.wait(seconds)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        pass
+        signals.wait_for_exit(shown.pid, seconds)
     finally:
         _end(shown)
 
 
-def _is_ready(agent: subprocess.Popen[bytes], port: int) -> bool:
+def _is_ready(agent: subprocess.Popen[bytes], port: int, signals: EndSignals) -> bool:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and agent.poll() is None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
@@ -243,13 +246,14 @@ def _is_ready(agent: subprocess.Popen[bytes], port: int) -> bool:
             if connection.getresponse().status == http.client.OK:
                 return True
         connection.close()
-        time.sleep(0.05)
+        if signals.wait(LOOK_SECONDS):
+            break
     return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

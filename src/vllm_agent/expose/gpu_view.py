@@ -10,7 +10,13 @@ from vllm_agent.expose.process_view import SightView, sight_views
 from vllm_agent.observations import SightKind
 
 if TYPE_CHECKING:
-    from vllm_agent.snapshot import AgentSnapshot, CollectorSnapshot, GpuOrphan, GpuSnapshot
+    from vllm_agent.snapshot import (
+        AgentSnapshot,
+        CollectorSnapshot,
+        GpuOrphan,
+        GpuSnapshot,
+        GpuStranger,
+    )
 
 GPU_COLLECTOR: Final = "gpu"
 
@@ -34,6 +40,14 @@ class GpuOrphanView(TypedDict):
     start_time_seconds: float | None
 
 
+class GpuOtherView(TypedDict):
+    """A process of no vLLM that is known; `name` is the kernel's, null where it is gone by now."""
+
+    pid: int
+    name: str | None
+    used_bytes: int | None
+
+
 class XidView(TypedDict):
     """How often the driver told of one kind of fault since the agent started, and when last."""
 
@@ -46,7 +60,9 @@ class GpuView(TypedDict):
     """One device, or one MIG instance of the device `parent_uuid`.
 
     What is unsupported or unknown is null. `orphans` is null where the agent cannot tell who holds
-    the memory. A device that is `lost` has its identity only.
+    the memory. `others` are processes that hold some of `other_memory_bytes`, the largest first:
+    not all where there are many, none where `orphans` is null. A device that is `lost` has its
+    identity only.
     """
 
     gpu: str
@@ -71,6 +87,7 @@ class GpuView(TypedDict):
     orphans: list[GpuOrphanView] | None
     orphan_memory_bytes: int | None
     other_memory_bytes: int | None
+    others: list[GpuOtherView]
 
 
 class GpusView(TypedDict):
@@ -135,6 +152,7 @@ def gpu_view(device: GpuSnapshot) -> GpuView:
         orphans=None if device.orphans is None else [_orphan(one) for one in device.orphans],
         orphan_memory_bytes=device.orphan_bytes,
         other_memory_bytes=device.other_bytes,
+        others=[_other(one) for one in device.strangers],
     )
 
 
@@ -146,3 +164,7 @@ def _orphan(orphan: GpuOrphan) -> GpuOrphanView:
         used_bytes=orphan.used_bytes,
         start_time_seconds=timestamp(orphan.start_seconds),
     )
+
+
+def _other(stranger: GpuStranger) -> GpuOtherView:
+    return GpuOtherView(pid=stranger.pid, name=stranger.name, used_bytes=stranger.used_bytes)

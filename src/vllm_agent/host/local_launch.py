@@ -32,8 +32,11 @@ within 2 s."""
 _LOGGER: Final = logging.getLogger(__name__)
 
 
-class GpuFaults(Protocol):
-    """What tells of the faults of GPUs; `host.gpu.collector` is the real one."""
+class Gpus(Protocol):
+    """What an end wants of the GPUs; `host.gpu.collector` is the real one."""
+
+    def look_soon(self) -> None:
+        """Makes the next look at the GPUs come at once."""
 
     async def look_now(self) -> None:
         """Waits for a look at the GPUs that begins after this call."""
@@ -53,7 +56,7 @@ class LocalHost:
     processes: Callable[[], Iterable[ProcessStat]]
     clock: Callable[[], Instant]
     count_dropped: Callable[[str], None]
-    gpus: GpuFaults | None = None
+    gpus: Gpus | None = None
 
 
 class LocalLaunch:
@@ -148,6 +151,8 @@ class LocalLaunch:
         self._gather(event.at_seconds)
         match event:
             case ComponentGone(role=role):
+                if role is not None and self._host.gpus is not None:
+                    self._host.gpus.look_soon()
                 if role is not None and self._settling is None:
                     self._tell(ComponentEnded(self.sighting.process, role))
             case MainGone():

@@ -3,7 +3,7 @@
 No judgement here, and no I/O. Unknown is None, never 0.
 """
 
-from vllm_agent.observations.gpus import Gpu, GpuFault, GpuProcess, GpuReading, GpuVendor
+from vllm_agent.observations.gpus import Gpu, GpuFault, GpuProcess, GpuVendor
 from vllm_agent.observations.instant import Instant
 from vllm_agent.observations.probes import (
     Knock,
@@ -36,7 +36,6 @@ __all__ = [
     "Gpu",
     "GpuFault",
     "GpuProcess",
-    "GpuReading",
     "GpuVendor",
     "Instant",
     "Knock",

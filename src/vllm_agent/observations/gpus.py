@@ -85,11 +85,3 @@ class GpuFault:
     xid: int
     at: Instant
     instance_uuid: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GpuReading:
-    """Every device of one driver at one moment, and the faults it told of since the one before."""
-
-    gpus: tuple[Gpu, ...] = ()
-    faults: tuple[GpuFault, ...] = ()

@@ -6,10 +6,10 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vllm_agent.observations import Gpu, GpuFault, GpuProcess, GpuReading, GpuVendor, Instant
+from vllm_agent.observations import Gpu, GpuFault, GpuProcess, GpuVendor, Instant
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 GIB = 1 << 30
 DEADLINE_SECONDS = 10.0
@@ -34,6 +34,11 @@ def xid(
     number: int, uuid: str = "GPU-0", at: float = 1_000.0, instance: str | None = None
 ) -> GpuFault:
     return GpuFault(uuid, number, Instant(at, at), instance)
+
+
+def no_fault(fault: GpuFault) -> None:
+    """Told by drivers that tell of none."""
+    raise AssertionError(fault)
 
 
 @dataclass
@@ -65,16 +70,18 @@ class ToyReader:
         if self.open_error is not None:
             raise self.open_error
 
-    def read(self, pids: Collection[int]) -> GpuReading:
+    def read(self, pids: Collection[int], tell: Callable[[GpuFault], None]) -> tuple[Gpu, ...]:
         self._note("read")
         self.asked.append(tuple(pids))
+        faults, self.faults = self.faults, []
+        for fault in faults:
+            tell(fault)
         if not self.may_answer.is_set():
             self.is_hanging.set()
             self.may_answer.wait(DEADLINE_SECONDS)
         if self.error is not None:
             raise self.error
-        faults, self.faults = tuple(self.faults), []
-        return GpuReading(self.gpus, faults)
+        return self.gpus
 
     def close(self) -> None:
         self._note("close")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.host.gpu.amd_tree import GIB, AmdTree, drm_info, location
+from tests.host.gpu.scene import no_fault
 from vllm_agent.host.gpu import amdgpu, amdgpu_processes
 from vllm_agent.host.gpu.amdgpu import (
     ECC_SECONDS,
@@ -74,7 +75,7 @@ def one(reader: AmdgpuReader, pids: Collection[int] = ()) -> Gpu:
     """What is told of the only device."""
     if not reader._devices:
         reader.open()
-    (gpu,) = reader.read(pids).gpus
+    (gpu,) = reader.read(pids, no_fault)
     return gpu
 
 
@@ -105,7 +106,7 @@ def test_devices_are_numbered_by_their_place_on_the_bus(tree, reader):
     for number, bus_id in enumerate(["10000:01:00.0", "c05a:00:00.0", FIRST], 1):
         tree.add_card(number, bus_id)
     tree.add_card(0, "0000:00:02.0", driver="i915")
-    gpus = opened(reader).read(()).gpus
+    gpus = opened(reader).read((), no_fault)
     assert [(gpu.index, gpu.pci_bus_id) for gpu in gpus] == [
         ("0", FIRST),
         ("1", "c05a:00:00.0"),
@@ -308,9 +309,9 @@ def test_a_device_that_vanishes_is_lost_and_the_other_goes_on(tree, card, reader
     other = tree.add_card(2, SECOND)
     tree.add_node(11, location(FIRST))
     tree.add_node(22, location(SECOND))
-    assert [gpu.is_lost for gpu in opened(reader).read(()).gpus] == [False, False]
+    assert [gpu.is_lost for gpu in opened(reader).read((), no_fault)] == [False, False]
     tree.pull(card)
-    lost, there = reader.read(()).gpus
+    lost, there = reader.read((), no_fault)
     assert lost == Gpu(
         index="0",
         uuid="GPU-9f3c6e1d2b4a5870",
@@ -322,17 +323,23 @@ def test_a_device_that_vanishes_is_lost_and_the_other_goes_on(tree, card, reader
     assert (there.index, there.pci_bus_id, there.is_lost) == ("1", SECOND, False)
     assert there.memory_total_bytes == 192 * GIB
     other.unbind()
-    assert all(gpu.is_lost for gpu in reader.read(()).gpus)
+    assert all(gpu.is_lost for gpu in reader.read((), no_fault))
 
 
 def test_a_device_comes_back_under_its_number(tree, card, reader):
     tree.add_card(2, SECOND)
     reader.open()
     card.unbind()
-    assert [gpu.is_lost for gpu in reader.read(()).gpus] == [True, False]
+    assert [gpu.is_lost for gpu in reader.read((), no_fault)] == [True, False]
     card.bind()
     tree.link_card(7, card)  # the kernel gives it another name
-    assert [gpu.is_lost for gpu in reader.read(()).gpus] == [False, False]
+    assert [gpu.is_lost for gpu in reader.read((), no_fault)] == [False, False]
+
+
+def test_a_device_that_comes_late_is_found(tree, card, reader):
+    assert one(reader).pci_bus_id == FIRST
+    tree.add_card(2, SECOND)
+    assert [gpu.pci_bus_id for gpu in reader.read((), no_fault)] == [FIRST, SECOND]
 
 
 def test_devices_are_looked_for_when_it_is_opened_again(tree, card, reader):
@@ -341,7 +348,7 @@ def test_devices_are_looked_for_when_it_is_opened_again(tree, card, reader):
     assert one(reader).pci_bus_id == SECOND
     card.bind()
     reader.open()
-    assert [gpu.pci_bus_id for gpu in reader.read(()).gpus] == [FIRST, SECOND]
+    assert [gpu.pci_bus_id for gpu in reader.read((), no_fault)] == [FIRST, SECOND]
 
 
 def test_a_device_whose_memory_cannot_be_read_is_lost(tree, card, reader):
@@ -388,7 +395,7 @@ def test_processes_of_two_devices(tree, card, reader):
     tree.add_compute_process(SERVER, vram_11=0, vram_22=0)
     tree.add_compute_process(WORKER, vram_11=GIB, vram_22=7)
     tree.add_compute_process(OTHER, vram_11=0, vram_22=2 * GIB)
-    first, second = opened(reader).read([SERVER]).gpus
+    first, second = opened(reader).read([SERVER], no_fault)
     assert first.processes == (GpuProcess(WORKER, GIB),)
     assert second.processes == (GpuProcess(WORKER, 7), GpuProcess(OTHER, 2 * GIB))
 
@@ -428,7 +435,7 @@ def test_the_functions_of_a_device_are_several(tree, reader):
     tree.add_node(10, location("0000:0c:00.0"))
     tree.add_node(11, location("0000:0c:00.1"))
     tree.add_compute_process(WORKER, vram_10=3, vram_11=4)
-    first, second = opened(reader).read(()).gpus
+    first, second = opened(reader).read((), no_fault)
     assert first.processes == (GpuProcess(WORKER, 3),)
     assert second.processes == (GpuProcess(WORKER, 4),)
 
@@ -467,7 +474,7 @@ def test_drm_where_there_is_no_kfd(tree, card, reader):
     tree.open_device(OTHER, 7, SECOND, client=8, vram="0")
     tree.open_device(OTHER, 8, "0000:ff:00.0", client=8, vram="1 MiB")
     tree.open_device(SERVER, 3, FIRST, client=9, vram="7 MiB")  # not asked for
-    first, second = opened(reader).read([OTHER, WORKER, 99999]).gpus
+    first, second = opened(reader).read([OTHER, WORKER, 99999], no_fault)
     assert first.processes == (GpuProcess(WORKER, 4 * 1024**2),)
     assert second.processes == (GpuProcess(WORKER, 100),)
 

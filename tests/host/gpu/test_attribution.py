@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tests.expose.snapshots import local_server, server, tree
 from tests.host.gpu.scene import GIB, gpu
-from vllm_agent.host.gpu.attribution import attribute
+from vllm_agent.host.gpu.attribution import MAX_STRANGERS, Owners, attribute
 from vllm_agent.observations import ComponentRole, GpuProcess, Orphan, ProcessId
-from vllm_agent.snapshot import FaultCount, GpuOrphan, GpuSnapshot, ServerSnapshot
+from vllm_agent.snapshot import FaultCount, GpuOrphan, GpuSnapshot, GpuStranger, ServerSnapshot
 
 
 def orphan(pid: int, role: ComponentRole = ComponentRole.WORKER) -> Orphan:
@@ -24,9 +24,16 @@ def holder(name: str, *pids: int, orphans: tuple[int, ...] = ()) -> ServerSnapsh
 
 
 def shares(
-    gpus: Any, servers: Any = (), strays: Any = None, xids: Any = None, *, can_tell: bool = True
+    gpus: Any,
+    servers: Any = (),
+    strays: Any = None,
+    xids: Any = None,
+    *,
+    before: Owners | None = None,
+    can_tell: bool = True,
 ) -> tuple[GpuSnapshot, ...]:
-    return attribute(gpus, servers, strays or {}, xids or {}, can_tell=can_tell)
+    owners = Owners.of(servers, strays or {}).after(before or Owners())
+    return attribute(gpus, owners if can_tell else None, {5: "python3"}, xids or {})
 
 
 def test_memory_of_a_whole_tree_is_the_server_s():
@@ -61,6 +68,31 @@ def test_a_stray_that_a_server_knows_by_now_is_that_server_s():
 def test_processes_of_others_are_other_memory():
     (told,) = shares([gpu("0", (5, 7 * GIB))], [holder("llama", 10), server("elsewhere")])
     assert (told.servers, told.orphans, told.other_bytes) == ({}, (), 8 * GIB)
+    assert told.strangers == (GpuStranger(5, "python3", 7 * GIB),)
+
+
+def test_of_many_others_the_largest_are_named():
+    many = [(pid, pid * GIB) for pid in range(100, 105 + MAX_STRANGERS)]
+    (told,) = shares([gpu("0", *many, (7, None))])
+    assert [one.pid for one in told.strangers] == [pid for pid, _ in many[::-1]][:MAX_STRANGERS]
+    assert told.strangers[0].name is None
+
+
+def test_what_ended_since_the_look_stays_with_who_had_it():
+    before = Owners.of([holder("llama", 10, 11), holder("qwen", orphans=(20,))], {30: orphan(30)})
+    device = gpu("0", (11, GIB), (20, 2 * GIB), (30, 4 * GIB))
+    (told,) = shares([device], [holder("llama", 10)], before=before)
+    assert told.servers == {"llama": GIB}
+    assert told.orphans is not None
+    assert {one.pid: one.server for one in told.orphans} == {20: "qwen", 30: None}
+    (told,) = shares([gpu("0", (11, GIB))], [holder("qwen", 11)], before=before)
+    assert told.servers == {"qwen": GIB}
+    # Who has them now counts more: the engine is an orphan by now, the stray was claimed.
+    now = [holder("llama", orphans=(11,)), holder("new", 30)]
+    (told,) = shares([device], now, before=before)
+    assert told.servers == {"new": 4 * GIB}
+    assert told.orphans is not None
+    assert {one.pid: one.server for one in told.orphans} == {11: "llama", 20: "qwen"}
 
 
 def test_an_amount_that_is_not_told_makes_the_sums_unknown():

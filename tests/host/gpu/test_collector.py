@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,22 +16,16 @@ from tests.host.gpu.scene import DEADLINE_SECONDS, GIB, ToyReader, gpu, xid
 from vllm_agent.config.gpu import GpuUse
 from vllm_agent.demo.launch import StandIn, kill_all
 from vllm_agent.host.gpu import collector as module
-from vllm_agent.host.gpu.collector import (
-    AFTERMATH_XIDS,
-    FAULT_LOG_SECONDS,
-    FAULT_SECONDS,
-    FAULTS_DROPPED,
-    HELD_SECONDS,
-    MAX_FAULTS,
-    MIN_PAUSE_SECONDS,
-    GpuCollector,
-)
+from vllm_agent.host.gpu.collector import AGAIN_SECONDS, MIN_PAUSE_SECONDS, GpuCollector
+from vllm_agent.host.gpu.faults import AFTERMATH_XIDS, FAULT_SECONDS, HELD_SECONDS, LOG_SECONDS
 from vllm_agent.host.gpu.reader import DriverError, NoDriverError
 from vllm_agent.host.proc import Proc
 from vllm_agent.observations import Instant, Sight, SightKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from vllm_agent.snapshot import ServerSnapshot
 
 LONG_SECONDS = 600.0
 
@@ -42,14 +35,12 @@ class Scene:
 
     def __init__(self, *readers: ToyReader, timeout_seconds: float) -> None:
         self.seconds = 1_000.0
-        self.dropped: Counter[str] = Counter()
-        self.pids: list[int] = []
+        self.servers: list[ServerSnapshot] = []
         self.collector = GpuCollector(
             [(reader, GpuUse.AUTO) for reader in readers],
             proc=Proc(),
             clock=lambda: Instant(self.seconds, self.seconds),
-            pids=lambda: self.pids,
-            count_dropped=lambda kind: self.dropped.update([kind]),
+            servers=lambda: self.servers,
             interval_seconds=LONG_SECONDS,
             timeout_seconds=timeout_seconds,
         )
@@ -157,7 +148,7 @@ async def test_many_who_ask_share_a_look_and_looks_keep_a_distance():
 async def test_the_pids_of_the_servers_are_handed_to_drivers_that_list_none():
     reader = ToyReader((gpu("0"),))
     async with scene(reader) as played:
-        played.pids = [4, 2]
+        played.servers = [local_server("a", tree=tree(pids=(4, 2))), local_server("b", tree=None)]
         await played.look()
         assert reader.asked[-1] == (4, 2)
 
@@ -172,6 +163,8 @@ async def test_an_orphan_of_a_server_that_nobody_knew_is_recognized_by_its_title
             (told,) = played.collector.snapshots([])
             # Its API server lives, known to the agent or not.
             assert (told.orphans, told.other_bytes) == ((), 34 * GIB)
+            names = {one.pid: one.name for one in told.strangers}
+            assert names[worker] == "VLLM::Worker"
             server.kill()
             await server.exited()
             await played.look()
@@ -183,6 +176,16 @@ async def test_an_orphan_of_a_server_that_nobody_knew_is_recognized_by_its_title
             await played.look()
             (told,) = played.collector.snapshots([])
             assert told.orphans == ()
+
+
+async def test_what_ended_since_the_look_is_not_others():
+    reader = ToyReader((gpu("0", (10, GIB)),))
+    async with scene(reader) as played:
+        played.servers = [local_server("llama", tree=tree(pids=(10,)))]
+        await played.look()
+        gone = [local_server("llama", tree=tree(pids=()))]
+        (told,) = played.collector.snapshots(gone)
+        assert (told.servers, told.strangers) == ({"llama": GIB}, ())
 
 
 async def test_without_the_host_s_pids_nobody_is_named_and_it_is_said_what_helps(
@@ -239,7 +242,7 @@ async def test_a_driver_that_lists_no_processes_is_told_of():
 
 
 async def test_a_lost_gpu_is_logged_once_and_so_is_its_return(caplog):
-    caplog.set_level(logging.INFO, "vllm_agent.host.gpu.collector")
+    caplog.set_level(logging.INFO, "vllm_agent.host.gpu.faults")
     reader = ToyReader((gpu("0"), gpu("1")))
     async with scene(reader) as played:
         reader.gpus = (gpu("0"), gpu("1", is_lost=True, processes=None))
@@ -247,7 +250,7 @@ async def test_a_lost_gpu_is_logged_once_and_so_is_its_return(caplog):
             await played.look()
         reader.gpus = (gpu("0"), gpu("1"))
         await played.look()
-    told = [r.getMessage() for r in caplog.records if r.name.endswith("collector")]
+    told = [r.getMessage() for r in caplog.records if r.name.endswith("faults")]
     assert told == ["a GPU is lost", "a GPU is back"]
 
 
@@ -255,7 +258,7 @@ async def test_faults_are_counted_and_logged_now_and_then(caplog):
     reader = ToyReader((gpu("0"), gpu("1")), faults=[xid(31), xid(31), xid(79, "GPU-1")])
     async with scene(reader) as played:
         assert played.xids() == {"GPU-0": {31: 2}, "GPU-1": {79: 1}}
-        played.seconds += FAULT_LOG_SECONDS
+        played.seconds += LOG_SECONDS
         reader.faults = [xid(31, at=played.seconds)]
         await played.look()
         assert played.xids()["GPU-0"] == {31: 3}
@@ -288,6 +291,9 @@ async def test_who_held_a_gpu_that_is_lost_now_is_remembered():
         reader.error = None
         await played.look()
         assert played.collector.fault_of([10], played.seconds) is None
+        played.seconds += HELD_SECONDS + 1
+        await played.look()
+        assert not played.collector._faults._spells
 
 
 async def test_a_gpu_that_was_lost_without_a_word_explains_the_end_of_who_held_it():
@@ -318,6 +324,9 @@ async def test_a_fault_long_before_an_end_explains_nothing():
         at = played.seconds
         assert played.collector.fault_of([10], at + FAULT_SECONDS) is not None
         assert played.collector.fault_of([10], at + FAULT_SECONDS + 0.1) is None
+        reader.faults = [xid(79, at=at + 50)]
+        await played.look()
+        assert played.collector.fault_of([10], at + 50 + FAULT_SECONDS) is not None
         # What is told a moment later, too, was there before.
         assert played.collector.fault_of([10], at - 1) is not None
 
@@ -344,17 +353,76 @@ async def test_a_fault_of_a_mig_instance_is_its_own_and_one_of_the_device_is_eve
         assert (played.collector.fault_of([10], played.seconds) is not None) is is_explained
 
 
-async def test_a_storm_of_faults_is_counted_in_full_and_remembered_in_part():
-    storm = [xid(13)] * (MAX_FAULTS + 7)
-    async with scene(ToyReader((gpu("0"),), faults=storm)) as played:
-        assert played.xids() == {"GPU-0": {13: MAX_FAULTS + 7}}
-        assert played.dropped == {FAULTS_DROPPED: 7}
+async def test_a_storm_on_one_gpu_hides_no_fault_of_another():
+    storm = [xid(13)] * 2_000
+    reader = ToyReader((gpu("0", (10, GIB)), gpu("1", (20, GIB))), faults=storm)
+    async with scene(reader) as played:
+        reader.faults = [xid(79, "GPU-1")]
+        await played.look()
+        assert played.xids() == {"GPU-0": {13: 2_000}, "GPU-1": {79: 1}}
+        assert played.collector.fault_of([20], played.seconds) == "XID 79 on GPU 1 (GPU-1)"
+
+
+async def test_a_fault_that_goes_on_explains_ends_and_began_before_another():
+    reader = ToyReader((gpu("0", (10, GIB)),))
+    async with scene(reader) as played:
+        began = played.seconds
+        for after, number in ((0, 31), (40, 94), (55, 31)):
+            reader.faults = [xid(number, at=began + after)]
+            await played.look()
+        fault = played.collector.fault_of([10], began + 56)
+        assert fault is not None
+        assert fault.startswith("XID 31 ")
+        # An old one that comes again after a while is a new one.
+        reader.faults = [xid(94, at=began + 200), xid(31, at=began + 201)]
+        await played.look()
+        fault = played.collector.fault_of([10], began + 202)
+        assert fault is not None
+        assert fault.startswith("XID 94 ")
+
+
+async def test_a_look_that_somebody_asked_for_is_repeated_soon(monkeypatch):
+    monkeypatch.setattr(module, "AGAIN_SECONDS", MIN_PAUSE_SECONDS)
+    reader = ToyReader((gpu("0"),))
+    async with scene(reader) as played:
+        played.collector.look_soon()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while reader.calls.count("read") < 3:  # noqa: ASYNC110 - a thread sends no event here
+                await asyncio.sleep(0.01)
+    assert AGAIN_SECONDS < LONG_SECONDS
+
+
+async def test_no_driver_at_all_is_one_line_of_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    readers = [ToyReader(open_error=NoDriverError(f"no {name}"), name=name) for name in "ab"]
+    async with scene(*readers) as played:
+        await played.look()
+    assert [record.getMessage() for record in caplog.records] == ["no GPU driver was found"]
+    assert caplog.records[0].__dict__["detail"] == "no a; no b"
+
+
+async def test_an_absent_driver_beside_another_is_not_worth_a_line(caplog):
+    caplog.set_level(logging.INFO)
+    async with scene(ToyReader((gpu("0"),)), ToyReader(open_error=NoDriverError("none"))):
+        pass
+    assert [record.getMessage() for record in caplog.records] == ["found a GPU driver"]
+
+
+async def test_the_last_success_is_the_last_look_that_succeeded():
+    reader = ToyReader((gpu("0"),))
+    async with scene(reader) as played:
+        succeeded = played.seconds
+        reader.error = DriverError("gone")
+        played.seconds += 30
+        await played.look()
+        assert played.collector.status is not None
+        assert played.collector.status.last_success_unix_seconds == succeeded
 
 
 async def test_a_fault_of_ours_in_a_look_ends_neither_the_looking_nor_who_waits(monkeypatch):
     reader = ToyReader((gpu("0"),))
     async with scene(reader) as played:
-        monkeypatch.setattr(GpuCollector, "_remember", lambda *_: 1 / 0)
+        monkeypatch.setattr(GpuCollector, "_tell_blind", lambda *_, **__: 1 / 0)
         await played.look()
         monkeypatch.undo()
         reader.gpus = (replace(gpu("0"), uuid="GPU-new"),)

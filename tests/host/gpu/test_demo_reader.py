@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.host.fake_proc import FakeProc
+from tests.host.gpu.scene import no_fault
 from vllm_agent.host.gpu.demo import (
     DEVICES,
     FULL_SHARE,
@@ -38,7 +39,7 @@ class Scene:
 
     def gpus(self) -> tuple[Gpu, ...]:
         self.reader.open()
-        return self.reader.read(self.host.proc.pids()).gpus
+        return self.reader.read(self.host.proc.pids(), no_fault)
 
     def holders(self) -> list[list[int]]:
         """The PIDs on each device."""
@@ -74,7 +75,7 @@ def test_workers_hold_memory_and_their_engine_does_not(scene):
 def test_processes_that_are_not_watched_hold_nothing(scene):
     scene.host.add(801, "VLLM::EngineCore", name=ENGINE)
     scene.host.add(802, "VLLM::EngineCore", name=ENGINE)
-    assert [gpu.processes != () for gpu in scene.reader.read([802]).gpus].count(True) == 1
+    assert [gpu.processes != () for gpu in scene.reader.read([802], no_fault)].count(True) == 1
 
 
 def test_a_zombie_holds_nothing(scene):

@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,16 +22,18 @@ from tests.fake_nvml import (
     FakeProcess,
 )
 from vllm_agent.host.gpu import nvml_library
-from vllm_agent.host.gpu.nvml import NvmlReader
+from vllm_agent.host.gpu.nvml import MAX_CELSIUS, MAX_WATTS, NvmlReader
 from vllm_agent.host.gpu.nvml_library import Code
 from vllm_agent.host.gpu.nvml_xids import MAX_XIDS
 from vllm_agent.host.gpu.reader import DriverError, NoDriverError
-from vllm_agent.observations import Gpu, GpuFault, GpuProcess, GpuReading, GpuVendor, Instant
+from vllm_agent.observations import Gpu, GpuFault, GpuProcess, GpuVendor, Instant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 UNKNOWN = 999
+ALL_ONES = 0xFFFFFFFF
+NO_TEXT = b"\xff\xfe".decode(errors="surrogateescape")
 NOW = Instant(12.0, 1700000000.0)
 FIRST = FakeDevice(uuid="GPU-first", bus_id="00000000:01:00.0")
 SECOND = FakeDevice(uuid="GPU-second", bus_id="00000000:02:00.0")
@@ -59,6 +62,7 @@ def driver(fake_driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator
     yield fake_driver
     fake_driver.recover()
     assert library.nvmlShutdown() == Code.UNINITIALIZED
+    assert library.fake_event_sets() == 0
 
 
 @pytest.fixture
@@ -71,12 +75,43 @@ def reader(driver: FakeDriver) -> Iterator[NvmlReader]:
     reader.close()
 
 
+@pytest.fixture
+def told() -> list[GpuFault]:
+    return []
+
+
 def gpus(reader: NvmlReader) -> tuple[Gpu, ...]:
-    return reader.read(()).gpus
+    return reader.read((), lambda _: None)
 
 
 def faults(reader: NvmlReader) -> tuple[GpuFault, ...]:
-    return reader.read(()).faults
+    told: list[GpuFault] = []
+    reader.read((), told.append)
+    return tuple(told)
+
+
+def show_first(driver: FakeDriver, field: str, value: object) -> None:
+    """The first device alone, with this value of this field."""
+    changes: dict[str, Any] = {field: value}
+    driver.show(replace(FIRST, **changes))
+
+
+def event_sets(driver: FakeDriver) -> int:
+    return int(ctypes.CDLL(str(driver.library)).fake_event_sets())
+
+
+@contextmanager
+def hanging(driver: FakeDriver, function: str, call: Callable[[], object]) -> Iterator[None]:
+    """A call that hangs in this function while the block runs, and ends after it."""
+    driver.hang(function)
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    yield
+    driver.recover()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def reopen(reader: NvmlReader) -> None:
@@ -103,27 +138,25 @@ def test_every_field(driver, reader):
         processes=(FakeProcess(4711, 29 * GIB),),
     )
     driver.show(device)
-    assert reader.read(()) == GpuReading(
-        gpus=(
-            Gpu(
-                index="0",
-                uuid="GPU-5f0d6c5e-0000-0000-0000-000000000000",
-                vendor=GpuVendor.NVIDIA,
-                name="NVIDIA H100 80GB HBM3",
-                driver_version="570.86.15",
-                pci_bus_id="00000000:C1:00.0",
-                memory_total_bytes=80 * GIB,
-                memory_used_bytes=30 * GIB,
-                memory_free_bytes=49 * GIB,
-                utilization_ratio=0.37,
-                temperature_celsius=61,
-                power_watts=345.6,
-                power_limit_watts=700.0,
-                ecc_corrected_errors=12,
-                ecc_uncorrected_errors=3,
-                processes=(GpuProcess(4711, 29 * GIB),),
-            ),
-        )
+    assert gpus(reader) == (
+        Gpu(
+            index="0",
+            uuid="GPU-5f0d6c5e-0000-0000-0000-000000000000",
+            vendor=GpuVendor.NVIDIA,
+            name="NVIDIA H100 80GB HBM3",
+            driver_version="570.86.15",
+            pci_bus_id="00000000:C1:00.0",
+            memory_total_bytes=80 * GIB,
+            memory_used_bytes=30 * GIB,
+            memory_free_bytes=49 * GIB,
+            utilization_ratio=0.37,
+            temperature_celsius=61,
+            power_watts=345.6,
+            power_limit_watts=700.0,
+            ecc_corrected_errors=12,
+            ecc_uncorrected_errors=3,
+            processes=(GpuProcess(4711, 29 * GIB),),
+        ),
     )
 
 
@@ -163,6 +196,94 @@ def test_driver_that_does_not_tell_reserved_memory_apart(driver, reader):
     assert (gpu.memory_total_bytes, gpu.memory_used_bytes, gpu.memory_free_bytes) == (10, 4, 6)
 
 
+@pytest.mark.parametrize(
+    ("code", "used_bytes"),
+    [
+        (Code.FUNCTION_NOT_FOUND, 5),
+        (Code.NOT_SUPPORTED, 5),
+        (Code.ARGUMENT_VERSION_MISMATCH, 5),
+        (UNKNOWN, None),
+        (Code.NO_PERMISSION, None),
+    ],
+)
+def test_reserved_memory_is_taken_for_used_only_where_that_is_all_the_driver_has(
+    driver, reader, code, used_bytes
+):
+    memory = FakeMemory(total_bytes=10, used_bytes=4, reserved_bytes=1)
+    driver.show(replace(FIRST, memory=memory))
+    assert gpus(reader)[0].memory_used_bytes == 4
+    driver.fail(code, "nvmlDeviceGetMemoryInfo_v2")
+    assert gpus(reader)[0].memory_used_bytes == used_bytes
+
+
+@pytest.mark.parametrize(
+    ("most", "absent"),
+    [
+        (("utilization_percent", 100), "utilization_ratio"),
+        (("temperature_celsius", int(MAX_CELSIUS)), "temperature_celsius"),
+        (("power_milliwatts", int(MAX_WATTS) * 1000), "power_watts"),
+        (("power_limit_milliwatts", int(MAX_WATTS) * 1000), "power_limit_watts"),
+    ],
+)
+def test_value_that_is_no_measurement_is_unknown_and_told_once(
+    driver, reader, caplog, most, absent
+):
+    field, bound = most
+    show_first(driver, field, bound)
+    full = asdict(gpus(reader)[0])
+    assert full[absent] is not None
+    for value in (bound + 1, ALL_ONES):
+        show_first(driver, field, value)
+        assert asdict(gpus(reader)[0]) == {**full, absent: None}
+    assert len(caplog.records) == 1
+
+
+def test_temperature_below_all_that_is_possible_is_unknown(driver, reader):
+    driver.fail(Code.FUNCTION_NOT_FOUND, "nvmlDeviceGetTemperature")
+    seen = []
+    for celsius in (-50, -51):
+        driver.show(replace(FIRST, temperature_celsius=ALL_ONES + 1 + celsius))  # as it is signed
+        seen.append(gpus(reader)[0].temperature_celsius)
+    assert seen == [-50, None]
+
+
+@pytest.mark.parametrize(("field", "absent"), [("name", "name"), ("bus_id", "pci_bus_id")])
+def test_text_that_is_none_is_unknown_and_told_once(driver, reader, caplog, field, absent):
+    full = asdict(gpus(reader)[0])
+    show_first(driver, field, NO_TEXT)
+    reader = NvmlReader(lambda: NOW)
+    reader.open()
+    for _ in range(2):
+        assert asdict(gpus(reader)[0]) == {**full, absent: None}
+    reader.close()
+    assert len(caplog.records) == 1
+
+
+def test_device_whose_uuid_is_no_text_takes_no_other_along(driver, reader):
+    driver.show(replace(FIRST, uuid=NO_TEXT), SECOND)
+    assert [gpu.uuid for gpu in gpus(reader)] == ["GPU-second"]
+
+
+@pytest.mark.parametrize(
+    ("function", "absent"),
+    [
+        ("nvmlDeviceGetName", "name"),
+        ("nvmlDeviceGetPciInfo_v3", "pci_bus_id"),
+        ("nvmlSystemGetDriverVersion", "driver_version"),
+    ],
+)
+@pytest.mark.parametrize("code", [UNKNOWN, Code.NOT_SUPPORTED])
+def test_what_a_device_is_called_is_asked_until_it_is_known(driver, reader, function, absent, code):
+    driver.fail(code, function)
+    for _ in range(2):
+        assert [getattr(gpu, absent) for gpu in gpus(reader)] == [None, None]
+    driver.recover()
+    known = gpus(reader)
+    assert None not in [getattr(gpu, absent) for gpu in known]
+    driver.fail(code, function)
+    assert gpus(reader) == known
+
+
 def test_driver_without_the_third_form_of_the_process_lists(driver, reader):
     driver.show(
         replace(FIRST, processes=(FakeProcess(5, 50), FakeProcess(6, 60, is_compute=False)))
@@ -192,7 +313,9 @@ def test_device_that_appears_and_goes(driver, reader):
     driver.show(SECOND)
     assert [(gpu.index, gpu.uuid) for gpu in gpus(reader)] == [("0", "GPU-second")]
     driver.show()
-    assert reader.read(()) == GpuReading()
+    assert gpus(reader) == ()
+    reopen(reader)
+    assert gpus(reader) == ()
 
 
 def test_new_driver_version_is_seen_when_the_library_is_opened_again(driver, reader):
@@ -227,13 +350,16 @@ def test_process_is_listed_once(driver, reader, listed, expected):
     assert gpus(reader)[0].processes == expected
 
 
-@pytest.mark.parametrize(("missing", "listed"), [("Compute", 6), ("Graphics", 5)])
-def test_one_process_list_is_enough(driver, reader, missing, listed):
+@pytest.mark.parametrize("code", [Code.NOT_SUPPORTED, UNKNOWN])
+@pytest.mark.parametrize(
+    ("missing", "processes"), [("Compute", None), ("Graphics", (GpuProcess(5, 50),))]
+)
+def test_processes_are_unknown_without_those_that_compute(driver, reader, missing, processes, code):
     both = (FakeProcess(5, 50), FakeProcess(6, 60, is_compute=False))
     driver.show(replace(FIRST, processes=both))
     for form in ("v2", "v3"):
-        driver.fail(Code.NOT_SUPPORTED, f"nvmlDeviceGet{missing}RunningProcesses_{form}")
-    assert [process.pid for process in gpus(reader)[0].processes or ()] == [listed]
+        driver.fail(code, f"nvmlDeviceGet{missing}RunningProcesses_{form}")
+    assert gpus(reader)[0].processes == processes
 
 
 # A device that is lost.
@@ -357,8 +483,7 @@ def test_xid_is_reported_once_and_dated(driver, reader):
 
 def test_several_xids_in_order_also_the_same_again(driver, reader):
     faults(reader)
-    for xid in (13, 13, 31):
-        driver.fault(0, xid)
+    driver.fault(0, 13, 13, 31)
     driver.fault(1, 43)
     assert [(fault.uuid, fault.xid) for fault in faults(reader)] == [
         ("GPU-first", 13),
@@ -370,12 +495,11 @@ def test_several_xids_in_order_also_the_same_again(driver, reader):
 
 def test_storm_of_xids_is_taken_in_parts_and_does_not_hide_another_device(driver, reader):
     faults(reader)
-    for number in range(MAX_XIDS + 6):
-        driver.fault(0, number + 1)
+    storm = range(1, MAX_XIDS + 7)
+    driver.fault(0, *storm)
     driver.fault(1, 79)
-    first = faults(reader)
-    assert [fault.xid for fault in first] == [*range(1, MAX_XIDS + 1), 79]
-    assert [fault.xid for fault in faults(reader)] == [MAX_XIDS + number for number in range(1, 7)]
+    assert [fault.xid for fault in faults(reader)] == [*storm[:MAX_XIDS], 79]
+    assert [fault.xid for fault in faults(reader)] == [*storm[MAX_XIDS:]]
 
 
 def test_xids_after_the_library_was_opened_again(driver, reader):
@@ -388,25 +512,57 @@ def test_xids_after_the_library_was_opened_again(driver, reader):
     assert [fault.xid for fault in faults(reader)] == [31]
 
 
-def test_xid_is_not_lost_with_a_reading_that_fails(driver, reader):
+def test_xid_is_told_before_a_reading_that_fails(driver, reader, told):
     faults(reader)
     driver.fault(0, 48)
     driver.fail(UNKNOWN, "nvmlDeviceGetCount_v2")
     with pytest.raises(DriverError):
-        reader.read(())
+        reader.read((), told.append)
+    assert [fault.xid for fault in told] == [48]
+
+
+def test_xid_is_told_before_a_call_that_hangs(driver, reader, told):
+    faults(reader)
+    driver.fault(0, 79)
+    with hanging(driver, "nvmlDeviceGetTemperature", lambda: reader.read((), told.append)):
+        assert [fault.xid for fault in told] == [79]
+    assert [fault.xid for fault in told] == [79]
+
+
+def test_xid_is_told_before_the_wait_for_the_next_one(driver, reader, told):
+    faults(reader)
+    driver.fault(0, 79)
+
+    def read() -> None:
+        def tell(fault: GpuFault) -> None:
+            told.append(fault)
+            driver.hang("nvmlEventSetWait_v2")
+
+        reader.read((), tell)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    assert [fault.xid for fault in told] == [79]
     driver.recover()
-    reopen(reader)
-    assert [fault.xid for fault in faults(reader)] == [48]
-    assert faults(reader) == ()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
-def test_xid_of_the_device_that_it_loses(driver, reader):
+def test_xid_of_the_first_reading_that_hangs(driver, reader):
+    with hanging(driver, "nvmlDeviceGetTemperature", lambda: gpus(reader)):
+        driver.fault(0, 79)
+    assert [fault.xid for fault in faults(reader)] == [79]
+
+
+def test_xid_of_the_device_that_it_loses(driver, reader, told):
     faults(reader)
     driver.fault(0, 79)
     driver.show(replace(FIRST, is_lost=True), SECOND)
-    reading = reader.read(())
-    assert [gpu.is_lost for gpu in reading.gpus] == [True, False]
-    assert [fault.xid for fault in reading.faults] == [79]
+    read = reader.read((), told.append)
+    assert [gpu.is_lost for gpu in read] == [True, False]
+    assert [fault.xid for fault in told] == [79]
 
 
 def test_wait_that_fails_for_a_lost_device_does_not_hide_the_others(driver, reader):
@@ -416,6 +572,7 @@ def test_wait_that_fails_for_a_lost_device_does_not_hide_the_others(driver, read
     driver.fault(1, 13)
     driver.fail(Code.GPU_IS_LOST, "nvmlEventSetWait_v2", device=0)
     assert [fault.xid for fault in faults(reader)] == [13]
+    assert event_sets(driver) == 1
     driver.recover()
     driver.show(FIRST, SECOND)
     faults(reader)  # listens to it again
@@ -436,9 +593,22 @@ def test_device_without_events(driver, reader, caplog):
     assert [fault.uuid for fault in faults(reader)] == ["GPU-second"]
 
 
-def test_device_lost_while_it_is_about_to_be_listened_to(driver, reader):
-    driver.fail(Code.GPU_IS_LOST, "nvmlDeviceRegisterEvents", device=0)
-    assert faults(reader) == ()
+@pytest.mark.parametrize(
+    ("function", "code"),
+    [
+        ("nvmlDeviceGetSupportedEventTypes", UNKNOWN),
+        ("nvmlEventSetCreate", UNKNOWN),
+        ("nvmlDeviceRegisterEvents", UNKNOWN),
+        ("nvmlDeviceRegisterEvents", Code.NOT_SUPPORTED),
+        ("nvmlDeviceRegisterEvents", Code.GPU_IS_LOST),
+        ("nvmlDeviceRegisterEvents", Code.RESET_REQUIRED),
+    ],
+)
+def test_device_that_could_not_be_listened_to_once(driver, reader, function, code):
+    driver.fail(code, function)
+    for _ in range(2):
+        assert faults(reader) == ()
+        assert event_sets(driver) == 0
     driver.recover()
     assert faults(reader) == ()
     driver.fault(0, 13)
@@ -469,6 +639,42 @@ def test_xid_of_a_mig_instance(driver, reader, gpu_instance, compute_instance, u
 # The library and the driver as a whole.
 
 
+def test_library_that_is_slow_to_load_stops_no_other_thread(fake_driver):
+    fake_driver.show(FIRST)
+    fake_driver.be_slow_to_load()
+    program = (
+        "import pathlib, threading, time\n"
+        "from vllm_agent.host.gpu.nvml import NvmlReader\n"
+        "reader = NvmlReader()\n"
+        "opening = threading.Thread(target=reader.open, daemon=True)\n"
+        "opening.start()\n"
+        "while 'libnvidia-ml' not in pathlib.Path('/proc/self/maps').read_text():\n"
+        "    time.sleep(0.001)\n"
+        "print('loading', flush=True)\n"
+        "opening.join()\n"
+        "print(reader.read((), print)[0].uuid)\n"
+    )
+    environment = {**os.environ, **fake_driver.environment()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    with process, killed_after(10.0, process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        fake_driver.recover()
+        assert process.stdout.read() == "GPU-first\n"
+
+
+@contextmanager
+def killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def test_no_library_costs_no_pynvml(tmp_path):
     program = (
         "import sys\n"
@@ -494,7 +700,7 @@ def test_program_with_the_environment_sees_the_driver(fake_driver):
         "from vllm_agent.host.gpu.nvml import NvmlReader\n"
         "reader = NvmlReader()\n"
         "reader.open()\n"
-        "print(reader.read(()).gpus[0].uuid)\n"
+        "print(reader.read((), print)[0].uuid)\n"
     )
     environment = {**os.environ, **fake_driver.environment()}
     done = subprocess.run(
@@ -550,7 +756,7 @@ def test_driver_that_goes_and_comes_back(driver, reader, code, function):
     driver.fail(code, function)
     for _ in range(2):
         with pytest.raises(DriverError):
-            reader.read(())
+            gpus(reader)
     reader.close()
     reader.close()
     driver.recover()
@@ -558,36 +764,40 @@ def test_driver_that_goes_and_comes_back(driver, reader, code, function):
     assert gpus(reader) == before
 
 
-def test_driver_that_goes_while_it_is_opened(driver):
-    driver.fail(Code.UNINITIALIZED, "nvmlSystemGetDriverVersion")
-    reader = NvmlReader()
+@pytest.mark.parametrize(
+    "function",
+    ["nvmlDeviceRegisterEvents", "nvmlDeviceGetPciInfo_v3", "nvmlSystemGetDriverVersion"],
+)
+def test_driver_that_goes_in_its_first_reading(driver, reader, function):
+    driver.fail(Code.UNINITIALIZED, function)
     with pytest.raises(DriverError):
-        reader.open()
+        gpus(reader)
+    reopen(reader)
+    driver.recover()
+    assert len(gpus(reader)) == 2
+
+
+@pytest.mark.parametrize("code", [Code.GPU_IS_LOST, Code.RESET_REQUIRED])
+def test_loss_that_is_told_of_no_device(driver, code):
+    driver.show(FIRST)
+    driver.fail(code, "nvmlSystemGetDriverVersion")
+    reader = NvmlReader()
+    reader.open()
+    assert [(gpu.is_lost, gpu.driver_version) for gpu in gpus(reader)] == [(False, None)]
     reader.close()
 
 
 def test_close_lets_go_of_the_event_sets(driver, reader):
     faults(reader)
-    driver.hang("nvmlEventSetFree")
-    thread = threading.Thread(target=reader.close, daemon=True)
-    thread.start()
-    thread.join(0.05)
-    assert thread.is_alive()
-    driver.recover()
-    thread.join(5)
-    assert not thread.is_alive()
+    assert event_sets(driver) == 2
+    reader.close()
+    assert event_sets(driver) == 0
 
 
 def test_driver_that_hangs_and_goes_on(driver, reader):
-    driver.hang("nvmlDeviceGetUtilizationRates")
     seen: list[Gpu] = []
-    thread = threading.Thread(target=lambda: seen.extend(gpus(reader)), daemon=True)
-    thread.start()
-    thread.join(0.05)
-    assert thread.is_alive()
-    assert not seen
-    driver.recover()
-    thread.join(5)
+    with hanging(driver, "nvmlDeviceGetUtilizationRates", lambda: seen.extend(gpus(reader))):
+        assert not seen
     assert [gpu.uuid for gpu in seen] == ["GPU-first", "GPU-second"]
 
 
@@ -595,4 +805,4 @@ def test_read_while_not_open_is_a_mistake_of_the_caller(reader):
     reader.close()
     for closed in (reader, NvmlReader()):
         with pytest.raises(RuntimeError, match="is not open"):
-            closed.read(())
+            gpus(closed)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vllm_agent.observations import Gpu, Instant
-    from vllm_agent.snapshot import AgentSnapshot, GpuOrphan, GpuSnapshot
+    from vllm_agent.snapshot import AgentSnapshot, GpuOrphan, GpuSnapshot, GpuStranger
 
 COLUMNS: Final = ("GPU", "Memory", "Servers", "Orphans", "Other", "Load", "Faults")
 
 MAX_LINES: Final = 8
-"""Servers, orphans or faults of a GPU that are named, the rest is counted: a row stays a row, and
-the API lists them all."""
+"""Servers, orphans, others or faults of a GPU that are named, the rest is counted: a row stays a
+row, and the API lists them all."""
 
 _UNITS: Final = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -111,7 +111,7 @@ def _holders(device: GpuSnapshot, now: Instant) -> tuple[str, str, str]:
     """The servers, the orphans and the others that hold memory."""
     largest_first = sorted(device.servers.items(), key=lambda held: -(held[1] or 0))
     servers = [f"{server_link(name)} {_size(used)}" for name, used in largest_first]
-    other = _size(device.other_bytes)
+    other = _lines((_size(device.other_bytes), *map(_stranger, device.strangers)))
     if device.orphans is None:
         return _lines(servers) or UNKNOWN, UNKNOWN, other
     orphans = [_orphan(orphan, now) for orphan in device.orphans]
@@ -124,6 +124,11 @@ def _orphan(orphan: GpuOrphan, now: Instant) -> str:
     of = "" if orphan.server is None else f" of {server_link(orphan.server)}"
     what = f"PID {orphan.pid}, {orphan.role}{of}, {_size(orphan.used_bytes)}"
     return f"{what}, started {moment(orphan.start_seconds, now)}"
+
+
+def _stranger(stranger: GpuStranger) -> str:
+    name = f"{escape(stranger.name)} " if stranger.name else ""
+    return f"{name}PID {stranger.pid}, {_size(stranger.used_bytes)}"
 
 
 def _load(gpu: Gpu) -> str:

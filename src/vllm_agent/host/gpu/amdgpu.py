@@ -6,6 +6,7 @@ fills the files: amdgpu_vram_mgr.c, amdgpu_ras.c and pm/amdgpu_pm.c in drivers/g
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -19,12 +20,12 @@ from vllm_agent.host.gpu.amdgpu_processes import AmdgpuProcesses
 from vllm_agent.host.gpu.reader import DriverError, NoDriverError
 from vllm_agent.host.gpu.sysfs import MAX_VALUE_BYTES, parse_number, read_number, read_text
 from vllm_agent.host.proc import read_small
-from vllm_agent.observations import Gpu, GpuReading, GpuVendor
+from vllm_agent.observations import Gpu, GpuVendor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from vllm_agent.observations import GpuProcess
+    from vllm_agent.observations import GpuFault, GpuProcess
 
 MAX_DEVICES: Final = 64
 """GPUs that are followed, in the order of their numbers; the largest hosts have 16."""
@@ -60,7 +61,7 @@ class _Device:
 
 
 class AmdgpuReader:
-    """Every GPU that amdgpu drives; which ones there are is seen when it is opened.
+    """Every GPU that amdgpu drives.
 
     They are numbered by PCI bus id, as rocm-smi and amd-smi number them. HIP takes the order of
     KFD's topology, in which the kernel found them: mostly the same, and another one where
@@ -86,6 +87,7 @@ class AmdgpuReader:
         self._clock = clock
         self._processes = AmdgpuProcesses(sys_root, proc_root)
         self._devices: tuple[_Device, ...] = ()
+        self._names: frozenset[str] = frozenset()
 
     def open(self) -> None:
         """Finds the devices.
@@ -113,27 +115,37 @@ class AmdgpuReader:
         if len(found) > MAX_DEVICES:
             text = "not all AMD GPUs are followed: there are too many"
             _LOGGER.warning(text, extra={"gpus": len(found), "followed": MAX_DEVICES})
+        self._names = frozenset(names)
         version = read_text(f"{self._sys}/module/amdgpu/version")
         self._devices = tuple(
             self._device(str(index), folder, version)
             for index, (_, folder) in enumerate(sorted(found.items())[:MAX_DEVICES])
         )
 
-    def read(self, pids: Collection[int]) -> GpuReading:
-        """Every device that was there when the reader was opened; amdgpu tells of no faults."""
+    def read(
+        self,
+        pids: Collection[int],
+        tell: Callable[[GpuFault], None],  # noqa: ARG002 - amdgpu tells of none
+    ) -> tuple[Gpu, ...]:
+        """Every device of the host; those that were there before keep their place."""
+        self._find_new()
         bound = [device.bus_id for device in self._devices if _is_bound(device.folder)]
         processes = self._processes.read(bound, pids)
-        return GpuReading(
-            tuple(
-                _reading(device, processes[device.bus_id])
-                if device.bus_id in processes
-                else replace(device.identity, is_lost=True)
-                for device in self._devices
-            )
+        return tuple(
+            _reading(device, processes[device.bus_id])
+            if device.bus_id in processes
+            else device.identity.lost()
+            for device in self._devices
         )
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _find_new(self) -> None:
+        """Devices come late where the agent starts while the kernel still looks for them."""
+        with contextlib.suppress(OSError, NoDriverError, DriverError):
+            if not self._names.issuperset(os.listdir(f"{self._sys}/class/drm")):
+                self.open()
 
     def _device(self, index: str, folder: str, version: str | None) -> _Device:
         bus_id = os.path.basename(folder)
@@ -230,7 +242,7 @@ def _reading(device: _Device, processes: tuple[GpuProcess, ...] | None) -> Gpu:
         total = _vram_bytes(f"{folder}/mem_info_vram_total")
         used = _vram_bytes(f"{folder}/mem_info_vram_used")
     except OSError:
-        return replace(device.identity, is_lost=True)
+        return device.identity.lost()
     gpu = replace(
         device.identity,
         memory_total_bytes=total,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vllm_agent.snapshot import GpuOrphan, GpuSnapshot
+from vllm_agent.snapshot import GpuOrphan, GpuSnapshot, GpuStranger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,60 +15,76 @@ if TYPE_CHECKING:
     from vllm_agent.snapshot import FaultCount, ServerSnapshot
 
 
-@dataclass(slots=True)
-class _Owners:
+MAX_STRANGERS: Final = 16
+"""Processes of others that are named on one device: more is a list nobody reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
     """Which server each process belongs to, and what it is if it outlived its main process."""
 
-    servers: dict[int, str] = field(default_factory=dict)
-    orphans: dict[int, tuple[Orphan, str | None]] = field(default_factory=dict)
+    servers: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    orphans: Mapping[int, tuple[Orphan, str | None]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
 
     @classmethod
-    def of(cls, servers: Iterable[ServerSnapshot], strays: Mapping[int, Orphan]) -> _Owners:
-        owners = cls(orphans={pid: (stray, None) for pid, stray in strays.items()})
+    def of(cls, servers: Iterable[ServerSnapshot], strays: Mapping[int, Orphan]) -> Owners:
+        """Those of the process trees; `strays` are orphans by PID that none of them claims."""
+        held: dict[int, str] = {}
+        left: dict[int, tuple[Orphan, str | None]] = {}
         for server in servers:
             if server.tree is not None:
-                owners.servers |= dict.fromkeys(server.tree.pids, server.name)
-                owners.orphans |= {
-                    orphan.process.pid: (orphan, server.name) for orphan in server.tree.orphans
-                }
+                held |= dict.fromkeys(server.tree.pids, server.name)
+                left |= {o.process.pid: (o, server.name) for o in server.tree.orphans}
         # One that is still part of a launch that goes on is no stray, whatever its parent.
-        for pid in owners.servers.keys() & strays.keys():
-            if owners.orphans[pid][1] is None:
-                del owners.orphans[pid]
-        return owners
+        unclaimed = {pid: (stray, None) for pid, stray in strays.items() if pid not in held}
+        return cls(MappingProxyType(held), MappingProxyType(unclaimed | left))
+
+    def after(self, before: Owners) -> Owners:
+        """The same, and for processes that nobody has any more, who had them before."""
+        gone = {pid: orphan for pid, orphan in before.orphans.items() if pid not in self.servers}
+        return Owners(
+            MappingProxyType({**before.servers, **self.servers}),
+            MappingProxyType({**gone, **self.orphans}),
+        )
 
 
 def attribute(
     gpus: Iterable[Gpu],
-    servers: Iterable[ServerSnapshot],
-    strays: Mapping[int, Orphan],
+    owners: Owners | None,
+    names: Mapping[int, str],
     xids: Mapping[str, Mapping[int, FaultCount]],
-    *,
-    can_tell: bool,
 ) -> tuple[GpuSnapshot, ...]:
     """Every device with those who hold its memory.
 
-    `strays` are orphans by PID that need belong to no known server, `xids` the faults of each
-    device by its uuid. `can_tell` is false where PIDs of the driver mean nothing to the agent.
+    `owners` is None where PIDs of the driver mean nothing to the agent. `names` are the kernel's
+    names of processes that belong to nobody, `xids` the faults of each device by its uuid.
     """
-    owners = _Owners.of(servers, strays) if can_tell else None
-    return tuple(_attributed(gpu, owners, xids.get(gpu.uuid)) for gpu in gpus)
+    return tuple(_attributed(gpu, owners, names, xids.get(gpu.uuid)) for gpu in gpus)
 
 
 def _attributed(
-    gpu: Gpu, owners: _Owners | None, xids: Mapping[int, FaultCount] | None
+    gpu: Gpu,
+    owners: Owners | None,
+    names: Mapping[int, str],
+    xids: Mapping[int, FaultCount] | None,
 ) -> GpuSnapshot:
     faults = MappingProxyType({} if xids is None else dict(xids))
     if owners is None or gpu.processes is None:
         return GpuSnapshot(gpu, xids=faults)
     held: dict[str, int | None] = {}
     orphans: list[GpuOrphan] = []
+    strangers: list[GpuStranger] = []
     for process in gpu.processes:
-        if process.pid in owners.orphans:
-            orphans.append(_orphan(process, *owners.orphans[process.pid]))
-        elif process.pid in owners.servers:
-            name = owners.servers[process.pid]
-            held[name] = _sum((held.get(name, 0), process.used_bytes))
+        pid, used_bytes = process.pid, process.used_bytes
+        if pid in owners.orphans:
+            orphans.append(_orphan(process, *owners.orphans[pid]))
+        elif pid in owners.servers:
+            name = owners.servers[pid]
+            held[name] = _sum((held.get(name, 0), used_bytes))
+        else:
+            strangers.append(GpuStranger(pid, names.get(pid), used_bytes))
     orphan_bytes = _sum(orphan.used_bytes for orphan in orphans)
     claimed = _sum((*held.values(), orphan_bytes))
     used = gpu.memory_used_bytes
@@ -79,6 +95,7 @@ def _attributed(
         orphan_bytes=orphan_bytes,
         # Memory that processes share counts for each of them: the rest cannot be less than none.
         other_bytes=None if used is None or claimed is None else max(0, used - claimed),
+        strangers=tuple(sorted(strangers, key=lambda s: -(s.used_bytes or 0))[:MAX_STRANGERS]),
         xids=faults,
     )
 

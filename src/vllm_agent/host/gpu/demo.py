@@ -11,13 +11,13 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.vllm_argv import role_of_name
-from vllm_agent.observations import ComponentRole, Gpu, GpuProcess, GpuReading, GpuVendor
+from vllm_agent.observations import ComponentRole, Gpu, GpuProcess, GpuVendor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from vllm_agent.host.proc import Proc, ProcessStat
-    from vllm_agent.observations import Instant, ProcessId
+    from vllm_agent.observations import GpuFault, Instant, ProcessId
 
 DEVICES: Final = 4
 """As many as one page of a terminal shows well."""
@@ -57,7 +57,11 @@ class DemoReader:
     def open(self) -> None:
         """There is nothing to load."""
 
-    def read(self, pids: Collection[int]) -> GpuReading:
+    def read(
+        self,
+        pids: Collection[int],
+        tell: Callable[[GpuFault], None],  # noqa: ARG002 - it has no faults
+    ) -> tuple[Gpu, ...]:
         """Every device, with those of these processes that are of a vLLM."""
         now = self._clock()
         holders = {self._proc.identify(stat): stat for stat in self._holders(pids)}
@@ -69,15 +73,13 @@ class DemoReader:
             process: now.unix_seconds - self._proc.start_unix_seconds(stat)
             for process, stat in holders.items()
         }
-        return GpuReading(
-            tuple(
-                _gpu(
-                    place,
-                    {one.pid: ages[one] for one, at in self._places.items() if at == place},
-                    now.monotonic_seconds,
-                )
-                for place in range(DEVICES)
+        return tuple(
+            _gpu(
+                place,
+                {one.pid: ages[one] for one, at in self._places.items() if at == place},
+                now.monotonic_seconds,
             )
+            for place in range(DEVICES)
         )
 
     def close(self) -> None:

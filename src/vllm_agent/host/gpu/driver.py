@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -11,15 +13,18 @@ from vllm_agent.host.gpu.reader import DriverError, NoDriverError
 from vllm_agent.worker import Worker
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Collection, Iterator
 
     from vllm_agent.host.gpu.reader import GpuReader
-    from vllm_agent.observations import Gpu, GpuFault, GpuReading
+    from vllm_agent.observations import Gpu, GpuFault
 
 ABSENT_SECONDS: Final = 60.0
 """How often a driver that is not there is looked for again: modules are loaded long after boot, and
 to look costs less than a millisecond."""
+
+MAX_DEVICES: Final = 128
+"""Devices remembered, so that one that is lost has a name; the largest hosts have 16, and a driver
+that calls them by other names each time must not fill the memory."""
 
 _KERNEL_LOG: Final = "look at the kernel's log: journalctl -k --grep 'NVRM|amdgpu'"
 _INSTALL: Final = (
@@ -34,7 +39,8 @@ class Driver:
 
     `reading` is what it said last, None where it did not answer the last time. `fault` says why and
     `fix` what to do, empty where nothing is wrong or the fault says it; `is_absent` is whether it
-    is not on this host, and need not be. `told` gets the faults that it reports, in the event loop.
+    is not on this host and need not be, and `detail` what was looked for. `told` gets the faults
+    that it reports, in the event loop, as soon as it does.
     """
 
     def __init__(
@@ -51,15 +57,17 @@ class Driver:
         self._timeout_seconds = timeout_seconds
         self._monotonic = monotonic
         self._told = told
+        self._loop = asyncio.get_running_loop()
         self._worker = Worker(f"gpu {reader.name}")
-        self._call: asyncio.Future[GpuReading] | None = None
+        self._call: asyncio.Future[tuple[Gpu, ...]] | None = None
         self._is_open = False
         self._look_not_before_seconds = 0.0
         self._known: dict[str, Gpu] = {}
-        self.reading: GpuReading | None = None
+        self.reading: tuple[Gpu, ...] | None = None
         self.fault = ""
         self.fix = ""
         self.is_absent = False
+        self.detail = ""
         self._was_present = False
 
     @property
@@ -72,8 +80,8 @@ class Driver:
         if self._call is not None:
             if not self._call.done():
                 return
-            # What it says so late is no longer so, but what it reports was never reported before.
-            self._take_faults(self._call)
+            # What it said so late is no longer so.
+            self._call.exception()
             self._call = None
         if self._monotonic() < self._look_not_before_seconds:
             return
@@ -82,7 +90,7 @@ class Driver:
             await self._worker.wait(call, self._timeout_seconds)
         except TimeoutError:
             self._call = call
-            text = f"the {self.name} driver has not answered for {self._timeout_seconds:g} s"
+            text = f"the {self.name} driver did not answer within {self._timeout_seconds:g} s"
             self._fail(text, _KERNEL_LOG)
             return
         self._take(call)
@@ -94,8 +102,8 @@ class Driver:
         """
         if self.reading is None:
             return
-        yield from self.reading.gpus
-        named = {gpu.uuid for gpu in self.reading.gpus}
+        yield from self.reading
+        named = {gpu.uuid for gpu in self.reading}
         yield from (gpu for uuid, gpu in self._known.items() if uuid not in named)
 
     def close(self) -> None:
@@ -103,19 +111,24 @@ class Driver:
         self._worker.submit(self._reader.close)
         self._worker.stop()
 
-    def _read(self, pids: Collection[int]) -> GpuReading:
+    def _read(self, pids: Collection[int]) -> tuple[Gpu, ...]:
         """Runs in the thread, as does everything of the reader."""
         try:
             if not self._is_open:
                 self._reader.open()
                 self._is_open = True
-            return self._reader.read(pids)
+            return self._reader.read(pids, self._tell_from_thread)
         except Exception:
             self._is_open = False
             self._reader.close()
             raise
 
-    def _take(self, call: asyncio.Future[GpuReading]) -> None:
+    def _tell_from_thread(self, fault: GpuFault) -> None:
+        # A loop that is closed has nobody who would listen.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._told, fault)
+
+    def _take(self, call: asyncio.Future[tuple[Gpu, ...]]) -> None:
         try:
             reading = call.result()
         except NoDriverError as error:
@@ -128,32 +141,27 @@ class Driver:
             self._fail(f"a fault of the agent: {error}")
         else:
             self._work(reading)
-            self._take_faults(call)
 
-    def _take_faults(self, call: asyncio.Future[GpuReading]) -> None:
-        if call.exception() is None:
-            for fault in call.result().faults:
-                self._told(fault)
-
-    def _work(self, reading: GpuReading) -> None:
+    def _work(self, reading: tuple[Gpu, ...]) -> None:
         if self.fault:
             _LOGGER.info("the GPU driver answers again", extra={"driver": self.name})
         elif not self._was_present:
-            count = len(reading.gpus)
-            _LOGGER.info("found a GPU driver", extra={"driver": self.name, "gpus": count})
+            extra = {"driver": self.name, "gpus": len(reading)}
+            _LOGGER.info("found a GPU driver", extra=extra)
         self.reading, self.fault, self.fix, self.is_absent = reading, "", "", False
         self._was_present = True
-        for gpu in reading.gpus:
+        for gpu in reading:
             if gpu.parent_uuid is None:
                 self._known[gpu.uuid] = gpu.lost()
+        while len(self._known) > MAX_DEVICES:
+            del self._known[next(iter(self._known))]
 
     def _be_absent(self, detail: str) -> None:
         self._look_not_before_seconds = self._monotonic() + ABSENT_SECONDS
         if self._use is GpuUse.REQUIRED or self._was_present:
             self._fail(detail, _INSTALL if self._use is GpuUse.REQUIRED else "")
             return
-        if not self.is_absent:
-            _LOGGER.info("no GPU driver", extra={"driver": self.name, "detail": detail})
+        self.detail = detail
         self.reading, self.fault, self.fix, self.is_absent = None, "", "", True
 
     def _fail(self, detail: str, fix: str = "") -> None:

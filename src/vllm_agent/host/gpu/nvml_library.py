@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -46,22 +47,25 @@ _NO_DRIVER: Final = frozenset({Code.DRIVER_NOT_LOADED, Code.LIBRARY_NOT_FOUND})
 _LOST: Final = frozenset({Code.GPU_IS_LOST, Code.RESET_REQUIRED})
 _NO_ANSWER_FROM_ANY: Final = _NO_DRIVER | {Code.UNINITIALIZED, Code.LIB_RM_VERSION_MISMATCH}
 
-_NOTHING_TO_TELL: Final = frozenset(
+_WITHOUT_THIS_FORM: Final = frozenset(
     {
-        # Of the device or the driver, for as long as it runs.
         Code.NOT_SUPPORTED,
-        Code.NO_PERMISSION,
         Code.FUNCTION_NOT_FOUND,
-        Code.NO_DATA,
-        Code.VGPU_ECC_NOT_SUPPORTED,
         Code.ARGUMENT_VERSION_MISMATCH,
         Code.DEPRECATED,
-        # Of a MIG instance that was removed, and of a wait for an event that did not come.
-        Code.INVALID_ARGUMENT,
-        Code.NOT_FOUND,
-        Code.TIMEOUT,
     }
 )
+"""Of the device or the driver, for as long as it runs: another form of the call may work."""
+
+_NOTHING_TO_TELL: Final = _WITHOUT_THIS_FORM | {
+    Code.NO_PERMISSION,
+    Code.NO_DATA,
+    Code.VGPU_ECC_NOT_SUPPORTED,
+    # Of a MIG instance that was removed, and of a wait for an event that did not come.
+    Code.INVALID_ARGUMENT,
+    Code.NOT_FOUND,
+    Code.TIMEOUT,
+}
 
 _WHAT_TO_DO: Final = {
     Code.LIB_RM_VERSION_MISMATCH: (
@@ -87,14 +91,10 @@ class NvmlLibrary:
     `nvml` is the module pynvml, whose functions `ask` is given. `told` remembers what was told.
     """
 
-    def __init__(self, told: set[tuple[str, int]]) -> None:
+    def __init__(self, told: set[tuple[str, str]]) -> None:
         """Loads and initializes it. Raises NoDriverError or DriverError."""
-        try:
-            # Without the driver, what pynvml costs (some MiB, and its import) is saved.
-            ctypes.CDLL(LIBRARY)
-        except OSError as error:
-            text = f"the NVIDIA driver's library cannot be loaded: {error}"
-            raise NoDriverError(text) from error
+        # Without the driver, what pynvml costs (some MiB, and its import) is saved.
+        _load()
         import pynvml  # noqa: PLC0415
 
         self.nvml: Final[Any] = pynvml
@@ -113,16 +113,34 @@ class NvmlLibrary:
             LostError: the device that was asked about does not answer.
             DriverError: the driver answers nothing at all.
         """
+        return self.ask_forms((function, arguments))
+
+    def ask_forms(self, *forms: tuple[Callable[..., T], tuple[object, ...]]) -> T | None:
+        """As `ask`, with each form of a call in turn, until the driver has one of them.
+
+        One that the driver has and that fails is not made up for by the next, which may mean
+        something else.
+        """
+        for function, arguments in forms:
+            try:
+                return function(*arguments)
+            except UnicodeDecodeError as error:
+                self.tell_once(function.__name__, str(error))
+                return None
+            except self.nvml.NVMLError as error:
+                self._judge(function, error)
+                if error.value not in _WITHOUT_THIS_FORM:
+                    return None
+        return None
+
+    def do(self, function: Callable[..., None], *arguments: object) -> bool:
+        """Whether the driver did something; raises as `ask` does."""
         try:
-            return function(*arguments)
+            function(*arguments)
         except self.nvml.NVMLError as error:
-            if error.value in _LOST:
-                raise LostError(str(error)) from error
-            if error.value in _NO_ANSWER_FROM_ANY:
-                raise DriverError(_sentence(error)) from error
-            if error.value not in _NOTHING_TO_TELL:
-                self._tell_once(function.__name__, error)
-            return None
+            self._judge(function, error)
+            return False
+        return True
 
     def must(self, function: Callable[..., T], *arguments: object) -> T:
         """As `ask`, of something without which nothing else can be said. Raises DriverError."""
@@ -140,12 +158,38 @@ class NvmlLibrary:
         """Shuts it down; it stays in memory, as a library cannot be unloaded safely."""
         self.release(self.nvml.nvmlShutdown)
 
-    def _tell_once(self, function: str, error: Any) -> None:
-        if (function, error.value) in self._told:
+    def tell_once(self, function: str, detail: str) -> None:
+        """Logs that something is unknown because of what this function answered."""
+        if (function, detail) in self._told:
             return
-        self._told.add((function, error.value))
+        self._told.add((function, detail))
         text = "the NVIDIA driver does not say something about a GPU"
-        _LOGGER.warning(text, extra={"function": function, "detail": str(error)})
+        _LOGGER.warning(text, extra={"function": function, "detail": detail})
+
+    def _judge(self, function: Callable[..., object], error: Any) -> None:
+        """Raises LostError or DriverError where the error means that; else tells of it."""
+        if error.value in _LOST:
+            raise LostError(str(error)) from error
+        if error.value in _NO_ANSWER_FROM_ANY:
+            raise DriverError(_sentence(error)) from error
+        if error.value not in _NOTHING_TO_TELL:
+            self.tell_once(function.__name__, str(error))
+
+
+def _load() -> None:
+    """Loads the library, which then is where pynvml looks for it. Raises NoDriverError.
+
+    By libc's own function, as every thread of Python stands still while `ctypes.CDLL` loads a
+    library, and what this one does then may take as long as the driver likes.
+    """
+    libc = ctypes.CDLL(None)
+    # Both are looked up first: to look one up is what forgets the last error.
+    load, last_error = libc.dlopen, libc.dlerror
+    load.restype, last_error.restype = ctypes.c_void_p, ctypes.c_char_p
+    if load(LIBRARY.encode(), os.RTLD_NOW) is None:
+        detail = (last_error() or b"").decode(errors="replace")
+        text = f"the NVIDIA driver's library cannot be loaded: {detail}"
+        raise NoDriverError(text)
 
 
 def _sentence(error: Any) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
-    from vllm_agent.observations import GpuReading
+    from vllm_agent.observations import Gpu, GpuFault
 
 
 class NoDriverError(Exception):
@@ -28,10 +28,11 @@ class GpuReader(Protocol):
     def open(self) -> None:
         """Loads what is needed. Raises NoDriverError or DriverError."""
 
-    def read(self, pids: Collection[int]) -> GpuReading:
-        """Every device, and the faults since the last reading.
+    def read(self, pids: Collection[int], tell: Callable[[GpuFault], None]) -> tuple[Gpu, ...]:
+        """Every device.
 
         `pids` are processes whose memory is wanted where the driver does not list them itself.
+        `tell` is given each fault as soon as the driver has told it: what is asked next may hang.
 
         Raises:
             DriverError: nothing can be told of any device.
