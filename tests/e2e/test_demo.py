@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_agent.config import GpuConfig, GpuUse, load
+from vllm_agent.config.choices import GpuUse
+from vllm_agent.config.gpu import GpuConfig
+from vllm_agent.config.load import load
 from vllm_agent.demo.launch import StandIn, free_port, title
 from vllm_agent.demo.scenarios import SCENARIOS, STOP_SECONDS, Stage, _show, configuration
 
