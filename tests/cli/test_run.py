@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +120,19 @@ def test_an_agent_does_without_the_runtime_of_another_language() -> None:
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert "/aiohttp/" in maps.stdout
     assert "libstdc++" not in maps.stdout
+
+
+def test_a_configuration_that_nobody_could_read_is_no_mistake_in_it(
+    started, monkeypatch, capfd
+) -> None:
+    """The next start may find memory: exit code 2 would say that it is in vain."""
+    monkeypatch.setattr(
+        "vllm_agent.config.load.load", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    )
+
+    assert main([]) == 1
+
+    written = capfd.readouterr()
+    assert (written.out, started) == ("", [])
+    assert written.err.startswith("vllm-agent: the process that reads the configuration was killed")
+    assert written.err.count("\n") == 1

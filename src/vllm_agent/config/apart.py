@@ -49,6 +49,8 @@ def load_apart(
     try:
         child = os.fork()
     except OSError as error:
+        os.close(reading)
+        os.close(writing)
         raise NoConfigError(
             f"cannot start the process that reads the configuration: {error.strerror}: "
             "let the agent have one process more (TasksMax=, pids.max, ulimit -u)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -177,9 +177,10 @@ class Section(BaseModel):
         known = {field.alias or name for name, field in cls.model_fields.items()}
         return {key: entry for key, entry in value.items() if entry is not None or key not in known}
 
-    def plain(self) -> Plain:
-        """The same values under the same names, of a type that needs no pydantic."""
-        return Plain(type(self).__name__, {name: _plain(value) for name, value in self})
+    def plain(self) -> Self:
+        """The same values under the same names, as a `Plain`, which needs no pydantic."""
+        values = {name: _plain(value) for name, value in self}
+        return cast("Self", Plain(type(self).__name__, values))
 
 
 def _plain(value: Any) -> Any:
