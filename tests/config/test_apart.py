@@ -46,7 +46,7 @@ def load_instead(monkeypatch):
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=20
     )
 
 
@@ -182,6 +182,17 @@ def test_a_warning_is_told_once():
     )
 
     assert result.stderr == "<string>:3: UserWarning: mind this\n"
+
+
+def test_the_fork_ends_with_the_process_that_asks():
+    # The answer is longer than a pipe holds; a fork that waits holds standard output open.
+    result = run_python(
+        "import os; from vllm_agent.config import apart\n"
+        "apart._outcome = lambda *_: bytes(2**20)\n"
+        "apart.load_apart(None, {}, lambda: os._exit(0))"
+    )
+
+    assert (result.stdout, result.stderr) == ("", "")
 
 
 def test_it_works_where_ended_processes_are_ignored():

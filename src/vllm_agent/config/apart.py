@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vllm_agent.config.model import Config
 
 MAX_ANSWER_BYTES: Final = 64 * 2**20
-"""Of what the other process answers. The largest configuration that a file may hold is below 2 MiB;
-a problem with each of its 100,000 values, the unknown key with the list of all known ones, 50."""
+"""Of what the other process answers. 2,000 servers with every key written come to half a MiB, and
+100,000 unknown keys, each told with all that are known, to 18."""
 
 _CHUNK_BYTES: Final = 64 * 1024
 _CHECK: Final = "vllm-agent check-config reads it without another process"
@@ -56,6 +56,8 @@ def load_apart(
             "let the agent have one process more (TasksMax=, pids.max, ulimit -u)"
         ) from None
     if child == 0:
+        # Or it would wait for itself to read, should the agent end.
+        os.close(reading)
         _answer(writing, path, environ)
     os.close(writing)
     try:
