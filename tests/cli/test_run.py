@@ -136,3 +136,18 @@ def test_a_configuration_that_nobody_could_read_is_no_mistake_in_it(
     assert (written.out, started) == ("", [])
     assert written.err.startswith("vllm-agent: the process that reads the configuration was killed")
     assert written.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["run"], []])
+def test_the_agent_tells_of_its_file_what_a_check_tells(started, tmp_path, capfd, command) -> None:
+    path = tmp_path / "bad.yml"
+    path.write_text("servers:\n  - {name: a b, mode: external, url: 'ftp://x'}\n")
+    flag = f"--config.file={path}"
+
+    assert main(["check-config", flag]) == 2
+    checked = capfd.readouterr()
+    assert main([*command, flag]) == 2
+
+    assert capfd.readouterr() == checked
+    assert len(checked.err.splitlines()) == 2
+    assert started == []
