@@ -20,7 +20,7 @@ from benchmarks.rows import GPU_CPU, GPU_MEMORY, GPU_PASS
 from benchmarks.scraper import Scraper
 from benchmarks.session import SCRAPE_SECONDS
 from benchmarks.statistic import median
-from vllm_agent.config import GpuConfig
+from vllm_agent.config.gpu import GpuConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

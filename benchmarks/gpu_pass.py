@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from benchmarks.gpus import DEVICES
-from vllm_agent.config.gpu import GpuUse
+from vllm_agent.config.choices import GpuUse
 from vllm_agent.host.clock import now
 from vllm_agent.host.gpu.collector import GpuCollector
 from vllm_agent.host.gpu.nvml import NvmlReader

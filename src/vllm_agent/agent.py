@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import connector
 
 from vllm_agent import __version__, log
-from vllm_agent.config.gpu import GpuUse
+from vllm_agent.config.choices import GpuUse
 from vllm_agent.expose.exposition import Exposition
 from vllm_agent.expose.http_api import control_app, read_app
 from vllm_agent.host.clock import now
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from vllm_agent.config import Config
     from vllm_agent.config.flags import Settings
     from vllm_agent.config.gpu import GpuConfig
+    from vllm_agent.config.model import Config
     from vllm_agent.host.gpu.reader import GpuReader
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.observations import Sight

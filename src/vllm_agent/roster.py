@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.config.choices import DiscoveryPage
 from vllm_agent.config.match import is_at, matches
-from vllm_agent.config.model import DiscoveryPage, ProbeConfig, RestartConfig
 from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.host.local_server import LocalServer
 from vllm_agent.host.pid_file import pid_of
 from vllm_agent.host.vllm_eyes import HttpEyes, target_of
+from vllm_agent.host.vllm_http import Target
 from vllm_agent.lifecycle.events import ProcessMissing
 from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.server_names import name_of
@@ -27,7 +28,7 @@ from vllm_agent.server_runner import ServerRunner, Watched
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from vllm_agent.config import Config, ServerConfig
+    from vllm_agent.config.model import Config, ServerConfig
     from vllm_agent.host.local_launch import LocalHost
     from vllm_agent.host.proc import Proc, ProcessStat
     from vllm_agent.lifecycle.server_life import Memory
@@ -278,15 +279,17 @@ class Roster:
         self._begin(watched, local, server)
 
     def _add_discovered(self, name: str, policy: Policy) -> None:
+        probe = self._config.default_probe
         watched = Watched(
             name=name,
             mode=LifecycleMode.MONITORED,
             url="",
             policy=policy,
-            interval_seconds=ProbeConfig().interval_seconds,
+            interval_seconds=probe.interval_seconds,
             is_discovered=True,
         )
-        self._begin(watched, LocalServer(self._host, target_of), None)
+        target = partial(Target, timeout_seconds=probe.timeout_seconds)
+        self._begin(watched, LocalServer(self._host, target), None)
         _LOGGER.info("discovered", extra={"server": name})
 
     def _begin(
@@ -354,8 +357,8 @@ class Roster:
     # What decisions about a server need to know.
 
     def _policy(self, server: ServerConfig | None, sighting: Sighting | None) -> Policy:
-        probe = ProbeConfig() if server is None else server.probe
-        restart = RestartConfig() if server is None else server.restart
+        probe = self._config.default_probe if server is None else server.probe
+        restart = self._config.default_restart if server is None else server.restart
         return Policy(
             failure_threshold=probe.failure_threshold,
             max_restarts=restart.max_restarts,

@@ -201,7 +201,8 @@ class GpuSnapshot:
     `servers` are those that hold some, with how much: None where the driver does not tell.
     `orphans` is None where the agent cannot tell who holds it at all. `other_bytes` is what is
     used beyond the servers and the orphans; `strangers` are processes that hold some of that, the
-    largest first, and not all of them where there are many. `xids` are the faults told of, by number.
+    largest first, and not all of them where there are many. `xids` are the faults told of, by
+    number.
     """
 
     gpu: Gpu

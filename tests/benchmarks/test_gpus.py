@@ -13,7 +13,8 @@ from benchmarks import gpu_cost
 from benchmarks.gpus import COMPILER, DEVICES, USED_BYTES, fake_driver, in_turn
 from benchmarks.local_servers import crowd
 from benchmarks.programs import ROOT, NotMeasurableError, config_of, running
-from vllm_agent.config import GpuUse, load
+from vllm_agent.config.choices import GpuUse
+from vllm_agent.config.load import load
 
 
 def test_without_a_compiler_its_name_is_told(tmp_path, monkeypatch):

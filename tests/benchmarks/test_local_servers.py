@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.local_servers import crowd
 from benchmarks.programs import config_of, external_server, local_server
-from vllm_agent.config import load
+from vllm_agent.config.load import load
 from vllm_agent.lifecycle.states import LifecycleMode
 
 

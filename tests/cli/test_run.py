@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +120,34 @@ def test_an_agent_does_without_the_runtime_of_another_language() -> None:
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert "/aiohttp/" in maps.stdout
     assert "libstdc++" not in maps.stdout
+
+
+def test_a_configuration_that_nobody_could_read_is_no_mistake_in_it(
+    started, monkeypatch, capfd
+) -> None:
+    """The next start may find memory: exit code 2 would say that it is in vain."""
+    monkeypatch.setattr(
+        "vllm_agent.config.load.load", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    )
+
+    assert main([]) == 1
+
+    written = capfd.readouterr()
+    assert (written.out, started) == ("", [])
+    assert written.err.startswith("vllm-agent: the process that reads the configuration was killed")
+    assert written.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["run"], []])
+def test_the_agent_tells_of_its_file_what_a_check_tells(started, tmp_path, capfd, command) -> None:
+    path = tmp_path / "bad.yml"
+    path.write_text("servers:\n  - {name: a b, mode: external, url: 'ftp://x'}\n")
+    flag = f"--config.file={path}"
+
+    assert main(["check-config", flag]) == 2
+    checked = capfd.readouterr()
+    assert main([*command, flag]) == 2
+
+    assert capfd.readouterr() == checked
+    assert len(checked.err.splitlines()) == 2
+    assert started == []

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_agent.config import format_duration, parse_duration
-from vllm_agent.config.duration import MAX_MILLISECONDS
+from vllm_agent.config.duration import MAX_MILLISECONDS, format_duration, parse_duration
 
 
 # From TestParseDuration in model/time_test.go of prometheus/common.

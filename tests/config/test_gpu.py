@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_agent.config import ConfigError, GpuConfig, GpuUse, load
+from vllm_agent.config.choices import GpuUse
+from vllm_agent.config.gpu import GpuConfig
+from vllm_agent.config.load import load
+from vllm_agent.config.problem import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,22 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_agent.config import (
+from vllm_agent.config.choices import DiscoveryPage
+from vllm_agent.config.document import MAX_DEPTH
+from vllm_agent.config.load import MAX_FILE_BYTES, load
+from vllm_agent.config.model import (
+    MAX_SERVERS,
     Config,
-    ConfigError,
     DiscoveryConfig,
-    DiscoveryPage,
     MatchConfig,
     ProbeConfig,
     RestartConfig,
     ServerConfig,
-    TlsConfig,
-    load,
-    parse_server_url,
 )
-from vllm_agent.config.document import MAX_DEPTH
-from vllm_agent.config.load import MAX_FILE_BYTES
-from vllm_agent.config.model import MAX_SERVERS
+from vllm_agent.config.problem import ConfigError
+from vllm_agent.config.tls import TlsConfig
+from vllm_agent.config.url import parse_server_url
 from vllm_agent.lifecycle.states import LifecycleMode
 
 TESTDATA = Path(__file__).parent / "testdata"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from vllm_agent.config import MatchConfig, ServerConfig, load, matches, parse_server_url
+from vllm_agent.config.load import load
+from vllm_agent.config.match import matches
 from vllm_agent.config.match_values import (
     MAX_COMMAND_CHARACTERS,
     MAX_PATTERN_LENGTH,
@@ -20,6 +21,8 @@ from vllm_agent.config.match_values import (
     parse_pattern,
     parse_unit,
 )
+from vllm_agent.config.model import MatchConfig, ServerConfig
+from vllm_agent.config.url import parse_server_url
 from vllm_agent.lifecycle.states import LifecycleMode
 from vllm_agent.observations import ProcessId, Sighting, VllmCommand
 

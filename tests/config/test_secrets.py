@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_agent.config import ConfigError, load, read_api_key
+from vllm_agent.config.files import read_api_key
+from vllm_agent.config.load import load
+from vllm_agent.config.problem import ConfigError
 
 TESTDATA = Path(__file__).parent / "testdata"
 CANARY = "canary-key-of-qwen-5b1f"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_agent.config import ServerUrl, parse_server_url
+from vllm_agent.config.url import ServerUrl, parse_server_url
 
 
 @pytest.mark.parametrize(

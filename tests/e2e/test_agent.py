@@ -6,15 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.agent_process import AgentProcess, wait_until
 from vllm_agent.demo.launch import StandIn, free_port
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def external(name: str, url: str, *, interval: str = "1s", timeout: str = "1s") -> str:
@@ -30,6 +27,16 @@ def test_it_starts_without_a_configuration(tmp_path: Path) -> None:
         assert agent.get("/-/healthy")[0] == 200
         assert b"vllm_agent_build_info" in agent.get("/metrics")[2]
         assert agent.cli("status").returncode == 0
+
+
+def test_it_does_not_hold_what_only_reads_its_configuration(tmp_path: Path) -> None:
+    with AgentProcess(tmp_path, external("down", "http://127.0.0.1:9")) as agent:
+        assert agent.process is not None
+        maps = Path(f"/proc/{agent.process.pid}/maps").read_text(encoding="utf-8")
+
+    assert "/aiohttp/" in maps
+    assert "pydantic" not in maps
+    assert "/yaml/" not in maps
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from tests.e2e.agent_process import wait_until
-from vllm_agent.config import GpuConfig, GpuUse, load
+from vllm_agent.config.choices import GpuUse
+from vllm_agent.config.gpu import GpuConfig
+from vllm_agent.config.load import load
 from vllm_agent.demo import launch
 from vllm_agent.demo.end_signals import END_SIGNALS, EndSignals
 from vllm_agent.demo.launch import StandIn, free_port, kill_all, session_pids, title

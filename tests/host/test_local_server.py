@@ -9,6 +9,7 @@ import signal
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from vllm_agent.host.local_launch import LocalHost
 from vllm_agent.host.local_server import LocalServer
 from vllm_agent.host.proc import Proc
 from vllm_agent.host.process_table import ProcessTable
-from vllm_agent.host.vllm_eyes import target_of
+from vllm_agent.host.vllm_http import Target
 from vllm_agent.lifecycle.ending import judge
 from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled, TreeSeen
 from vllm_agent.lifecycle.reasons import Reason
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vllm_agent.observations import ProcessTree
 
 DEADLINE_SECONDS = 20.0
+TARGET = partial(Target, timeout_seconds=5.0)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -132,7 +134,7 @@ async def following(
         dropped: Counter[str] = Counter()
         table = ProcessTable(proc, now)
         host = LocalHost(proc, table.now, now, lambda k: dropped.update([k]), gpus)
-        local = LocalServer(host, target_of)
+        local = LocalServer(host, TARGET)
         scene = Scene(server, local, dropped=dropped)
         found = sighting(proc, server.pid, VllmCommand(port=server.port, host="127.0.0.1"))
         local.follow(found, scene.tell)
@@ -193,7 +195,7 @@ async def test_a_socket_that_may_not_be_opened_is_out_of_reach(tmp_path: Path, m
     with StandIn.start("--speed", "10", uds=tmp_path / "vllm.sock") as server:
         await server.serving()
         host = LocalHost(Proc(), ProcessTable(Proc(), now).now, now, lambda _: None)
-        local = LocalServer(host, target_of)
+        local = LocalServer(host, TARGET)
         local.follow(sighting(Proc(), server.pid, VllmCommand(uds=path)), lambda _: None)
         assert (await local.knock()).is_accepted
 
@@ -311,7 +313,7 @@ async def test_orphans_of_a_launch_that_nobody_saw_end_are_counted_too():
             if (stat := proc.stat(pid)) is not None
         ]
         host = LocalHost(proc, list, now, lambda _: None)
-        later = LocalServer(host, target_of)
+        later = LocalServer(host, TARGET)
         told: list[Event] = []
         server.kill()
         await scene.evidence()

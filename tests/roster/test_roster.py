@@ -12,8 +12,8 @@ import pytest
 
 from tests.runner.virtual_time import UNIX_START, VirtualLoop, run_virtually
 from vllm_agent import roster as roster_module
-from vllm_agent.config import Config
-from vllm_agent.config.model import DiscoveryConfig, DiscoveryPage, MatchConfig, ServerConfig
+from vllm_agent.config.choices import DiscoveryPage
+from vllm_agent.config.model import Config, DiscoveryConfig, MatchConfig, ServerConfig
 from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.host.local_launch import LocalHost
 from vllm_agent.host.proc import CommandLine

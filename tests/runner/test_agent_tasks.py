@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pytest
     from aiohttp import web
 
-    from vllm_agent.config import Config
     from vllm_agent.config.flags import Settings
+    from vllm_agent.config.model import Config
     from vllm_agent.server_runner import ServerRunner
 
 

@@ -8,7 +8,7 @@ import stat
 import pytest
 from aiohttp import ClientSession, UnixConnector, web
 
-from vllm_agent.config import parse_listen_address
+from vllm_agent.config.listen_address import parse_listen_address
 from vllm_agent.web_server import CannotListen, WebServer
 
 

@@ -6,13 +6,16 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.outcome import ConfigurationError
-from vllm_agent.config import ConfigError, Settings, load, resolve
-from vllm_agent.config.flags import FLAGS
+from vllm_agent.config.flags import FLAGS, resolve
+from vllm_agent.config.problem import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-    from vllm_agent.config import Config, Problem
+    from vllm_agent.config.flags import Settings
+    from vllm_agent.config.model import Config
+    from vllm_agent.config.problem import Problem
 
 _FILE_FLAG: Final = next(flag for flag in FLAGS if flag.setting == "config_file")
 
@@ -23,15 +26,30 @@ def load_all(arguments: Namespace, environ: Mapping[str, str]) -> tuple[Settings
     Raises:
         ConfigurationError: with every problem of flags, environment and file.
     """
+    settings = resolve_all(arguments, environ)
     try:
-        settings = resolve(arguments, environ)
+        return settings, _load(settings.config_file, environ)
+    except ConfigError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def resolve_all(arguments: Namespace, environ: Mapping[str, str]) -> Settings:
+    """The value of every flag.
+
+    Raises:
+        ConfigurationError: with every problem of flags and environment, and then of the file too.
+    """
+    try:
+        return resolve(arguments, environ)
     except ConfigError as error:
         problems = error.problems + _file_problems(arguments, environ)
         raise ConfigurationError(str(ConfigError(problems))) from None
-    try:
-        return settings, load(settings.config_file, environ)
-    except ConfigError as error:
-        raise ConfigurationError(str(error)) from None
+
+
+def _load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    from vllm_agent.config.load import load  # noqa: PLC0415 - not for the agent: config.apart
+
+    return load(path, environ)
 
 
 def _file_problems(arguments: Namespace, environ: Mapping[str, str]) -> tuple[Problem, ...]:
@@ -41,7 +59,7 @@ def _file_problems(arguments: Namespace, environ: Mapping[str, str]) -> tuple[Pr
     # State files lie nowhere here; the default would ask for a home that there may not be.
     try:
         settings = resolve(only_file, {**variable, "STATE_DIRECTORY": "unused"})
-        load(settings.config_file, environ)
+        _load(settings.config_file, environ)
     except ConfigError as error:
         is_told = any(problem.key_path == _FILE_FLAG.name for problem in error.problems)
         return () if is_told else error.problems

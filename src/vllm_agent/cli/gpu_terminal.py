@@ -71,7 +71,7 @@ def watched_devices(
     ends = list(accumulate(terminal.line_count(one) for one in drawn))
     if not drawn or ends[-1] <= max_lines:
         return Group(*drawn)
-    kept = bisect_right(ends, max_lines)
+    kept = bisect_right(ends, max_lines - 1)
     left_out = ends[-1] - (ends[kept - 1] if kept else 0)
     return Group(*drawn[:kept], _left_out(f"{left_out} more lines"))
 

@@ -6,9 +6,11 @@ import mimetypes
 import os
 from typing import TYPE_CHECKING
 
-from vllm_agent.cli.configuration import describe, load_all
-from vllm_agent.cli.outcome import ExitCode
+from vllm_agent.cli.configuration import describe, load_all, resolve_all
+from vllm_agent.cli.outcome import CommandError, ConfigurationError, ExitCode
+from vllm_agent.config.apart import NoConfigError, load_apart
 from vllm_agent.config.flags import add_to
+from vllm_agent.config.problem import ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -22,14 +24,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Runs the agent until it is told to end, or only checks with --config.check."""
-    settings, config = load_all(arguments, environ)
+    settings = resolve_all(arguments, environ)
     if settings.config_check:
+        _, config = load_all(arguments, environ)
         print(describe(config))
         return ExitCode.DONE
     _spare_memory()
+    try:
+        config = load_apart(settings.config_file, environ, _import_agent)
+    except ConfigError as error:
+        raise ConfigurationError(str(error)) from None
+    except NoConfigError as error:
+        raise CommandError(str(error)) from None
     from vllm_agent.agent import run  # noqa: PLC0415 - checking needs nothing of the agent
 
     return run(settings, config)
+
+
+def _import_agent() -> None:
+    import vllm_agent.agent  # noqa: F401, PLC0415 - no sooner than it is needed
 
 
 def _spare_memory() -> None:

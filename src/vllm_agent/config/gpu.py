@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from vllm_agent.config.choices import GpuUse
 from vllm_agent.config.problem import shown
 from vllm_agent.config.values import (
     Duration,
@@ -24,14 +24,6 @@ MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS = 1.0, 300.0
 # wake GPUs without persistence mode takes it seconds each; one that needs more than 30 hangs.
 MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS = 0.1, 30.0
 DEFAULT_TIMEOUT_SECONDS = 2.0
-
-
-class GpuUse(StrEnum):
-    """Whether a driver is asked, and whether it may be missing."""
-
-    AUTO = "auto"
-    OFF = "off"
-    REQUIRED = "required"
 
 
 def _use(value: Any) -> GpuUse:

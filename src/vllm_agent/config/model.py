@@ -8,7 +8,6 @@ messages and the generated documentation.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -23,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from vllm_agent.config.choices import DiscoveryPage
 from vllm_agent.config.gpu import GpuConfig
 from vllm_agent.config.match_values import (
     MAX_COMMAND_CHARACTERS,
@@ -117,13 +117,6 @@ class RestartConfig(Section):
         alias="window",
         description="Uninterrupted time running, 1s to 1d, after which restarts are forgotten.",
     )
-
-
-class DiscoveryPage(StrEnum):
-    """Which servers that discovery found are wanted up, so that somebody is paged for them."""
-
-    SUPERVISED = "supervised"
-    ALL = "all"
 
 
 def _page(value: Any) -> DiscoveryPage:
@@ -363,6 +356,11 @@ class ConfigFile(Section):
 
 
 class Config(ConfigFile):
-    """A whole configuration. `source` is its file, or None where there is none."""
+    """A whole configuration. `source` is its file, or None where there is none.
+
+    `default_probe` and `default_restart` are for servers that the file does not name.
+    """
 
     source: Path | None = None
+    default_probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    default_restart: RestartConfig = Field(default_factory=RestartConfig)

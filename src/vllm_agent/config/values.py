@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from vllm_agent.config.duration import format_duration, parse_duration
 from vllm_agent.config.files import MAX_PEM_FILE_BYTES, read_api_key, read_file
+from vllm_agent.config.plain import Plain
 from vllm_agent.config.problem import quoted, shown
 from vllm_agent.config.url import ServerUrl, parse_server_url
 
@@ -175,3 +176,16 @@ class Section(BaseModel):
             return value
         known = {field.alias or name for name, field in cls.model_fields.items()}
         return {key: entry for key, entry in value.items() if entry is not None or key not in known}
+
+    def plain(self) -> Self:
+        """The same values under the same names, as a `Plain`, which needs no pydantic."""
+        values = {name: _plain(value) for name, value in self}
+        return cast("Self", Plain(type(self).__name__, values))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.plain()
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value

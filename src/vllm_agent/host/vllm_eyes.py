@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_agent.config.model import DEFAULT_TIMEOUT_SECONDS
 from vllm_agent.host.idle_connection import IdleConnection
 from vllm_agent.host.vllm_http import Target, TlsOptions, VllmHttp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_agent.config import ServerConfig
+    from vllm_agent.config.model import ServerConfig
+    from vllm_agent.config.tls import TlsConfig
     from vllm_agent.config.url import ServerUrl
     from vllm_agent.observations import Instant, ProbeRound
 
@@ -79,14 +79,22 @@ class HttpEyes:
         return forget_and_tell
 
 
-def target_of(url: ServerUrl, server: ServerConfig | None = None) -> Target:
-    """Where to look at `url`, in the way that is configured for `server`; None for a found one."""
-    if server is None:
-        return Target(url=url, timeout_seconds=DEFAULT_TIMEOUT_SECONDS)
+def target_of(url: ServerUrl, server: ServerConfig) -> Target:
+    """Where to look at `url`, in the way that is configured for `server`."""
     tls = server.tls_config
     return Target(
         url=url,
         timeout_seconds=server.probe.timeout_seconds,
         api_key_file=server.api_key_file,
-        tls=TlsOptions() if tls is None else TlsOptions(**tls.model_dump()),
+        tls=TlsOptions() if tls is None else _tls_options(tls),
+    )
+
+
+def _tls_options(tls: TlsConfig) -> TlsOptions:
+    return TlsOptions(
+        ca_file=tls.ca_file,
+        cert_file=tls.cert_file,
+        key_file=tls.key_file,
+        server_name=tls.server_name,
+        insecure_skip_verify=tls.insecure_skip_verify,
     )

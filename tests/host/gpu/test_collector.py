@@ -13,7 +13,7 @@ import pytest
 
 from tests.expose.snapshots import local_server, tree
 from tests.host.gpu.scene import DEADLINE_SECONDS, GIB, ToyReader, gpu, xid
-from vllm_agent.config.gpu import GpuUse
+from vllm_agent.config.choices import GpuUse
 from vllm_agent.demo.launch import StandIn, kill_all
 from vllm_agent.host.gpu import collector as module
 from vllm_agent.host.gpu.collector import AGAIN_SECONDS, MIN_PAUSE_SECONDS, GpuCollector

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.host.gpu.scene import DEADLINE_SECONDS, ToyReader, gpu, xid
-from vllm_agent.config.gpu import GpuUse
+from vllm_agent.config.choices import GpuUse
 from vllm_agent.host.gpu.driver import ABSENT_SECONDS, MAX_DEVICES, Driver
 from vllm_agent.host.gpu.reader import DriverError, NoDriverError
 

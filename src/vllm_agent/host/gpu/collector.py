@@ -20,7 +20,7 @@ from vllm_agent.snapshot import CollectorSnapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from vllm_agent.config.gpu import GpuUse
+    from vllm_agent.config.choices import GpuUse
     from vllm_agent.host.gpu.reader import GpuReader
     from vllm_agent.host.proc import Proc, ProcessStat
     from vllm_agent.observations import Gpu, Instant

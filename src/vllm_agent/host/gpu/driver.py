@@ -8,7 +8,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.config.gpu import GpuUse
+from vllm_agent.config.choices import GpuUse
 from vllm_agent.host.gpu.reader import DriverError, NoDriverError
 from vllm_agent.worker import Worker
 
