@@ -34,22 +34,35 @@ PATIENCE_SECONDS = 60
 """A machine that shows less in this time shows nothing."""
 
 
-def _stand_ins() -> set[str]:
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"/models/demo" in path.read_bytes():
-                found.add(path.parent.name)
-    return found
+class _Mark:
+    """A variable that all processes of a demo inherit, however far from it, and no others have."""
+
+    def __init__(self) -> None:
+        self._name, self._value = "VLLM_AGENT_TEST_MARK", uuid.uuid4().hex
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """This environment, with it."""
+        return {**os.environ, self._name: self._value}
+
+    def pids(self, part: str = "") -> list[int]:
+        """What runs with it, and with `part` in its command line."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environ = (path / "environ").read_bytes().split(b"\0")
+                if f"{self._name}={self._value}".encode() in environ:
+                    found.append(int(path.name))
+        return [pid for pid in found if part in title(pid)]
 
 
 @contextlib.contextmanager
 def _demo(*patterns: str) -> Iterator[str]:
-    """The demo once it has shown all of that; leaving ends it as Ctrl-C does."""
-    wanted, shown = set(patterns), ""
+    """The demo once it has shown all of that; leaving ends it, and all of it, as Ctrl-C does."""
+    wanted, shown, mark = set(patterns), "", _Mark()
     command = [sys.executable, "-m", "vllm_agent", "demo", "--for", f"{PATIENCE_SECONDS}s"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=mark.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as demo:
         assert demo.stdout is not None
         try:
@@ -62,6 +75,7 @@ def _demo(*patterns: str) -> Iterator[str]:
             demo.send_signal(signal.SIGINT)
             rest = demo.stdout.read()
     assert demo.returncode == 0, shown + rest
+    assert [title(pid) for pid in mark.pids()] == []
 
 
 def _gpus(shown: str) -> str:
@@ -73,7 +87,6 @@ def _gpus(shown: str) -> str:
 
 
 def test_it_shows_servers_come_and_who_holds_its_gpus_and_leaves_nothing_behind():
-    before = _stand_ins()
     with _demo(
         r"steady +running", r"impostor +failed +unhealthy", r"other-model +failed +model_missing"
     ) as shown:
@@ -81,21 +94,20 @@ def test_it_shows_servers_come_and_who_holds_its_gpus_and_leaves_nothing_behind(
     assert re.search(r"page: http://127\.0\.0\.1:\d+/", shown)
     assert all(f"  {scenario.name}" in shown for scenario in SCENARIOS)
     assert "synthetic" in gpus
-    assert _stand_ins() <= before
 
 
 class _MarkedDemo:
-    """A demo whose processes, however far from it, are found by a variable that they inherit."""
+    """A demo in a session of its own, whose files are below `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self._mark = f"VLLM_AGENT_TEST_MARK={uuid.uuid4().hex}"
+        self._mark = _Mark()
         self.folder = folder
+        self.pids = self._mark.pids
 
     def __enter__(self) -> Self:
-        name, _, value = self._mark.partition("=")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vllm_agent", "demo", "--for", f"{PATIENCE_SECONDS}s"],
-            env={**os.environ, name: value, "TMPDIR": str(self.folder)},
+            env={**self._mark.environ, "TMPDIR": str(self.folder)},
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -104,15 +116,6 @@ class _MarkedDemo:
     def __exit__(self, *_: object) -> None:
         kill_all(self.pids())
         self.process.wait()
-
-    def pids(self, part: str = "") -> list[int]:
-        """What runs of it, with `part` in its command line."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self._mark.encode() in (path / "environ").read_bytes().split(b"\0"):
-                    found.append(int(path.name))
-        return [pid for pid in found if part in title(pid)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
