@@ -419,12 +419,21 @@ async def test_the_last_success_is_the_last_look_that_succeeded():
         assert played.collector.status.last_success_unix_seconds == succeeded
 
 
-async def test_a_fault_of_ours_in_a_look_ends_neither_the_looking_nor_who_waits(monkeypatch):
+async def test_a_fault_of_ours_in_a_look_ends_neither_the_looking_nor_who_waits(
+    monkeypatch, caplog
+):
     reader = ToyReader((gpu("0"),))
     async with scene(reader) as played:
-        monkeypatch.setattr(GpuCollector, "_tell_blind", lambda *_, **__: 1 / 0)
-        await played.look()
-        monkeypatch.undo()
+        with monkeypatch.context() as broken:
+            broken.setattr(GpuCollector, "_tell_blind", lambda *_, **__: 1 / 0)
+            for _ in range(2):
+                await played.look()
+        assert played.collector.snapshots([]) == ()
+        assert played.collector.status is not None
+        assert not played.collector.status.is_up
+        assert "division by zero" in played.collector.status.detail
+        assert [record.levelname for record in caplog.records].count("ERROR") == 1
         reader.gpus = (replace(gpu("0"), uuid="GPU-new"),)
         await played.look()
         assert played.collector.snapshots([])[0].gpu.uuid == "GPU-new"
+        assert played.collector.is_up

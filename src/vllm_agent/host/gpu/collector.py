@@ -98,6 +98,7 @@ class GpuCollector:
         ]
         self._gpus: list[Gpu] = []
         self._seen = _Seen()
+        self._fault = ""
         self._wanted = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
         self._duration_seconds: float | None = None
@@ -115,8 +116,10 @@ class GpuCollector:
                 waiting, self._waiting = self._waiting, []
                 try:
                     await self._look()
-                except Exception:
-                    _LOGGER.exception("a look at the GPUs failed")
+                except Exception as fault:  # noqa: BLE001 - it is told of, and the next look comes
+                    self._note_fault(fault)
+                else:
+                    self._fault = ""
                 if not self.first_look_done.is_set():
                     self._tell_absent()
                     self.first_look_done.set()
@@ -171,7 +174,7 @@ class GpuCollector:
     @property
     def is_up(self) -> bool:
         """Whether every driver that is there, or has to be, answered the last time."""
-        return not any(driver.fault for driver in self._drivers)
+        return not self._fault and not any(driver.fault for driver in self._drivers)
 
     @property
     def status(self) -> CollectorSnapshot | None:
@@ -184,7 +187,9 @@ class GpuCollector:
             is_up=self.is_up,
             duration_seconds=self._duration_seconds,
             last_success_unix_seconds=self._last_success_unix_seconds,
-            detail="; ".join(driver.fault for driver in self._drivers if driver.fault),
+            detail="; ".join(
+                filter(None, (self._fault, *(driver.fault for driver in self._drivers)))
+            ),
         )
 
     @property
@@ -265,6 +270,13 @@ class GpuCollector:
         ):
             return None
         return Orphan(self._proc.identify(stat), role, "", self._proc.start_unix_seconds(stat))
+
+    def _note_fault(self, fault: Exception) -> None:
+        # Half of what it saw may be old: nothing is shown of it.
+        self._gpus = []
+        if not self._fault:
+            _LOGGER.error("a look at the GPUs failed", exc_info=fault)
+        self._fault = f"a fault of the agent: {fault}"
 
     def _tell_absent(self) -> None:
         absent = [driver for driver in self._drivers if driver.is_absent]
