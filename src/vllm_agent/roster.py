@@ -17,6 +17,7 @@ from vllm_agent.config.match import is_at, matches
 from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.host.local_server import LocalServer
 from vllm_agent.host.pid_file import pid_of
+from vllm_agent.host.strays import is_left_by
 from vllm_agent.host.vllm_eyes import HttpEyes, target_of
 from vllm_agent.host.vllm_http import Target
 from vllm_agent.lifecycle.events import ProcessMissing
@@ -161,7 +162,7 @@ class Roster:
         for entry in self._entries.values():
             if entry.local is None:
                 continue
-            left = [stat for stat in strays if _is_left_by(entry.remembered, stat)]
+            left = [stat for stat in strays if is_left_by(entry.remembered, stat)]
             if left and entry.remembered is not None:
                 entry.local.adopt_orphans(entry.remembered, left, entry.runner.tell)
             if not entry.is_seen:
@@ -394,12 +395,3 @@ def _importance(server: ServerSnapshot) -> tuple[bool, bool, bool, float]:
     life = server.life
     is_paging = life.state is ServerState.CRASHED and bool(server.desired_up)
     return is_paging and life.has_served, life.has_served, is_paging, life.entered.unix_seconds
-
-
-def _is_left_by(process: ProcessId | None, stat: ProcessStat) -> bool:
-    """Whether a component was of that launch, which led its own session or shell's job."""
-    return (
-        process is not None
-        and stat.session == process.pid
-        and stat.start_ticks >= process.start_ticks
-    )

@@ -58,6 +58,16 @@ def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def add_watch_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of what is shown once or live, drawn or as JSON."""
+    parser.add_argument("--watch", action="store_true", help="Keep showing it until Ctrl-C.")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print the answer of the API, with --watch a line per change.",
+    )
+
+
 def add_client_flags(parser: argparse.ArgumentParser) -> None:
     """Adds where to find the agent, and how much to tell of a fault."""
     for flag in CLIENT_FLAGS:

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.agent_client import GPUS_PATH, AgentClient
-from vllm_agent.cli.arguments import add_client_flags, is_terminal, state_dir
+from vllm_agent.cli.arguments import add_client_flags, add_watch_flags, is_terminal, state_dir
 from vllm_agent.cli.gpu_rows import advice, gpu_notices, plain_lines
 from vllm_agent.cli.outcome import CommandError, ExitCode
 
@@ -25,12 +25,7 @@ _OLDER_AGENT: Final = "the agent is of an older version, without GPUs: restart i
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds how to show it."""
-    parser.add_argument("--watch", action="store_true", help="Keep showing it until Ctrl-C.")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="Print the answer of the API, with --watch a line per change.",
-    )
+    add_watch_flags(parser)
     add_client_flags(parser)
     parser.epilog = (
         "An orphan is a part of a vLLM that outlived its main process; the command that frees what "

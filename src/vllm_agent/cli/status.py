@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vllm_agent.cli.agent_client import SERVERS_PATH, AgentClient, server_path
-from vllm_agent.cli.arguments import add_client_flags, is_terminal, state_dir
+from vllm_agent.cli.arguments import add_client_flags, add_watch_flags, is_terminal, state_dir
 from vllm_agent.cli.gpu_lines import compact_rows
 from vllm_agent.cli.outcome import CommandError, ExitCode
 from vllm_agent.cli.server_details import detail_rows
@@ -29,12 +29,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the server, and how to show it."""
     parser.add_argument("server", metavar="SERVER", nargs="?", help="Show this server in full.")
-    parser.add_argument("--watch", action="store_true", help="Keep showing it until Ctrl-C.")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="Print the answer of the API, with --watch a line per change.",
-    )
+    add_watch_flags(parser)
     add_client_flags(parser)
     parser.epilog = (
         "The exit code is 0 when the answer was shown, whatever it says; "

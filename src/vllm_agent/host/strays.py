@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_agent.host.proc import Proc, ProcessStat
+    from vllm_agent.observations import ProcessId
 
 MAX_ANCESTORS: Final = 64
 """Steps from a process up to PID 1: few hosts have ten, and a loop cannot be excluded while PIDs
@@ -54,6 +55,15 @@ def is_stray(
             return not is_main(parent) and _is_reaper(parent, stat, proc)
         stat = parent
     return False
+
+
+def is_left_by(process: ProcessId | None, stat: ProcessStat) -> bool:
+    """Whether a component was of that launch, which led its own session or shell's job."""
+    return (
+        process is not None
+        and stat.session == process.pid
+        and stat.start_ticks >= process.start_ticks
+    )
 
 
 def _is_reaper(stat: ProcessStat, child: ProcessStat, proc: Proc) -> bool:

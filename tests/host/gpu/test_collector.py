@@ -433,7 +433,9 @@ async def test_a_fault_of_ours_in_a_look_ends_neither_the_looking_nor_who_waits(
         assert not played.collector.status.is_up
         assert "division by zero" in played.collector.status.detail
         assert [record.levelname for record in caplog.records].count("ERROR") == 1
+        played.seconds += 30
         reader.gpus = (replace(gpu("0"), uuid="GPU-new"),)
         await played.look()
         assert played.collector.snapshots([])[0].gpu.uuid == "GPU-new"
         assert played.collector.is_up
+        assert played.collector.status.last_success_unix_seconds == played.seconds

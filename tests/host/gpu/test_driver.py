@@ -117,6 +117,7 @@ async def test_a_driver_that_fails_is_closed_and_opened_again():
         reader.error = DriverError("the driver was replaced: reboot")
         await played.look()
         assert played.driver.fault == "the driver was replaced: reboot"
+        assert "journalctl" in played.driver.fix
         assert played.driver.reading is None
         reader.error = None
         await played.look()
@@ -172,6 +173,7 @@ async def test_a_driver_that_went_away_is_a_fault_even_where_it_may_be_absent():
         reader.open_error = NoDriverError("module is not loaded")
         await played.look()
         assert played.driver.fault == "module is not loaded"
+        assert "journalctl" in played.driver.fix
 
 
 @pytest.mark.parametrize("problem", [DriverError("mismatch"), NoDriverError("gone")])

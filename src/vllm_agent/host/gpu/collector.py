@@ -119,7 +119,7 @@ class GpuCollector:
                 except Exception as fault:  # noqa: BLE001 - it is told of, and the next look comes
                     self._note_fault(fault)
                 else:
-                    self._fault = ""
+                    self._note_success()
                 if not self.first_look_done.is_set():
                     self._tell_absent()
                     self.first_look_done.set()
@@ -160,14 +160,13 @@ class GpuCollector:
         # Each has its own thread and deadline: one that hangs holds up no other.
         await asyncio.gather(*(driver.look(pids) for driver in self._drivers))
         finished = self._clock()
-        self._gpus = [gpu for driver in self._drivers for gpu in driver.gpus()]
-        self._faults.remember(self._gpus, finished.monotonic_seconds)
+        gpus = [gpu for driver in self._drivers for gpu in driver.gpus()]
+        self._faults.remember(gpus, finished.monotonic_seconds)
         was_visible = self._seen.sight.is_visible
-        self._seen = await self._who_is_there()
+        # Both at once: who scrapes meanwhile sees the look before.
+        self._seen, self._gpus = await self._who_is_there(gpus), gpus
         self._tell_blind(was_visible=was_visible)
         self._duration_seconds = finished.since(started)
-        if self.is_up:
-            self._last_success_unix_seconds = finished.unix_seconds
 
     # What is known.
 
@@ -224,10 +223,10 @@ class GpuCollector:
 
     # What is made of a reading.
 
-    async def _who_is_there(self) -> _Seen:
-        lists = [gpu.processes for gpu in self._gpus if gpu.processes is not None]
+    async def _who_is_there(self, gpus: Collection[Gpu]) -> _Seen:
+        lists = [gpu.processes for gpu in gpus if gpu.processes is not None]
         if not lists:
-            is_told = any(gpu.memory_used_bytes is not None for gpu in self._gpus)
+            is_told = any(gpu.memory_used_bytes is not None for gpu in gpus)
             return _Seen(sight=_NO_LISTS if is_told else self._seen.sight)
         sight = process_sight(self._proc)
         if not sight.is_visible:
@@ -270,6 +269,11 @@ class GpuCollector:
         ):
             return None
         return Orphan(self._proc.identify(stat), role, "", self._proc.start_unix_seconds(stat))
+
+    def _note_success(self) -> None:
+        self._fault = ""
+        if self.is_up:
+            self._last_success_unix_seconds = self._clock().unix_seconds
 
     def _note_fault(self, fault: Exception) -> None:
         # Half of what it saw may be old: nothing is shown of it.

@@ -80,7 +80,7 @@ class Driver:
         if self._call is not None:
             if not self._call.done():
                 return
-            # What it said so late is no longer so.
+            # What it said so late is no longer so; asyncio would complain of an error nobody read.
             self._call.exception()
             self._call = None
         if self._monotonic() < self._look_not_before_seconds:
@@ -134,7 +134,7 @@ class Driver:
         except NoDriverError as error:
             self._be_absent(str(error))
         except DriverError as error:
-            self._fail(str(error))
+            self._fail(str(error), _KERNEL_LOG)
         except Exception as error:
             if not self.fault:
                 _LOGGER.exception("a GPU driver could not be read", extra={"driver": self.name})
@@ -159,7 +159,7 @@ class Driver:
     def _be_absent(self, detail: str) -> None:
         self._look_not_before_seconds = self._monotonic() + ABSENT_SECONDS
         if self._use is GpuUse.REQUIRED or self._was_present:
-            self._fail(detail, _INSTALL if self._use is GpuUse.REQUIRED else "")
+            self._fail(detail, _INSTALL if self._use is GpuUse.REQUIRED else _KERNEL_LOG)
             return
         self.detail = detail
         self.reading, self.fault, self.fix, self.is_absent = None, "", "", True

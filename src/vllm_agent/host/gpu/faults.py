@@ -45,8 +45,8 @@ class FaultMemory:
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[int, FaultCount]] = defaultdict(dict)
-        self._spells: dict[tuple[str, int], _Spell] = {}
-        self._devices: dict[str, str] = {}
+        # By device, MIG instance where one is named, and XID.
+        self._spells: dict[tuple[str, str | None, int], _Spell] = {}
         self._held: dict[int, dict[str, float]] = {}
         self._gpus: dict[str, Gpu] = {}
         self._lost: set[str] = set()
@@ -61,8 +61,8 @@ class FaultMemory:
         counts = self._counts[fault.uuid]
         before = counts.get(fault.xid, FaultCount(0, 0.0))
         counts[fault.xid] = FaultCount(before.count + 1, fault.at.unix_seconds)
-        self._devices[fault.instance_uuid or fault.uuid] = fault.uuid
-        key, seconds = (fault.instance_uuid or fault.uuid, fault.xid), fault.at.monotonic_seconds
+        key = (fault.uuid, fault.instance_uuid, fault.xid)
+        seconds = fault.at.monotonic_seconds
         spell = self._spells.get(key)
         if spell is None or seconds - spell.last_seconds > FAULT_SECONDS:
             self._spells[key] = _Spell(seconds, seconds)
@@ -99,14 +99,14 @@ class FaultMemory:
         held = {uuid for pid in pids for uuid in self._held.get(pid, ())}
         told = [
             (spell.first_seconds, uuid, xid)
-            for (uuid, xid), spell in self._spells.items()
-            if uuid in held
+            for (uuid, instance, xid), spell in self._spells.items()
+            if (instance or uuid) in held
             and ended_seconds - spell.last_seconds <= FAULT_SECONDS
             and xid not in AFTERMATH_XIDS
         ]
         if told:
             _, uuid, xid = min(told)
-            return f"XID {xid} on {self._name(self._devices[uuid])}"
+            return f"XID {xid} on {self._name(uuid)}"
         lost = sorted(held & self._lost)
         return f"{self._name(lost[0])} was lost" if lost else None
 
