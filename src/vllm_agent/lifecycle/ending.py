@@ -40,7 +40,10 @@ class EndingEvidence:
     """All that is known of the end of one launch; times are on the monotonic clock.
 
     `oom_kills` is by how much oom_kill rose in its cgroup, `gpu_fault` a sentence about a fault of
-    a GPU that it held, empty where there was none. `logged_cause` is a classified line of its log.
+    a GPU that it held, empty where there was none. `logged_cause` is what a line of its log says
+    that it is, by the pattern of that name. `has_served` is whether the launch did. `holder` is who
+    held its port or GPU memory, `port_holder` who listened on its port while it loaded; both empty
+    where nobody is known to. `log` are lines for people.
     `stop_sign_seconds` is when systemd or a log line first said that it is being stopped;
     `engine_death_logged_seconds` when its log first told of an engine's death. `at_close` is None
     where nobody looked at the close, empty where the main process was alone. `stop_sign` and
@@ -59,6 +62,11 @@ class EndingEvidence:
     gpu_fault: str = ""
     logged_cause: Reason | None = None
     logged_cause_seconds: float | None = None
+    logged_pattern: str = ""
+    has_served: bool = True
+    holder: str = ""
+    port_holder: str = ""
+    log: tuple[str, ...] = ()
     stop_sign_seconds: float | None = None
     engine_death_logged_seconds: float | None = None
     stop_sign: str = "systemd or its log says that it was told to stop"

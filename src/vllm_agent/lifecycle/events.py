@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vllm_agent.observations import (
         ComponentRole,
         Knock,
+        LoadLook,
         ProbeRound,
         ProcessId,
         ProcessTree,
@@ -80,13 +81,10 @@ class ComponentEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadStalled:
-    """A local load has made no progress for load_timeout."""
+class LoadLooked:
+    """The witnesses of a local load were asked what they see."""
 
-
-@dataclass(frozen=True, slots=True)
-class LoadProgressed:
-    """A local load that had stalled moves again."""
+    look: LoadLook
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +103,17 @@ class EndSettled:
 
 
 ProcessEvent: TypeAlias = (
-    ProcessAppeared | ProcessMissing | Knocked | TreeSeen | ComponentEnded | EndBegan | EndSettled
+    ProcessAppeared
+    | ProcessMissing
+    | Knocked
+    | TreeSeen
+    | LoadLooked
+    | ComponentEnded
+    | EndBegan
+    | EndSettled
 )
 
-Event: TypeAlias = (
-    Looked
-    | ConnectionClosed
-    | MaintenanceSet
-    | Ticked
-    | LoadStalled
-    | LoadProgressed
-    | ProcessEvent
-)
+Event: TypeAlias = Looked | ConnectionClosed | MaintenanceSet | Ticked | ProcessEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +138,14 @@ class Follow:
     sighting: Sighting
 
 
-Effect: TypeAlias = LookNow | KeepConnection | DropConnection | Follow
+@dataclass(frozen=True, slots=True)
+class WatchLoad:
+    """Ask the witnesses of the load again and again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveLoad:
+    """Ask the witnesses of the load no more."""
+
+
+Effect: TypeAlias = LookNow | KeepConnection | DropConnection | Follow | WatchLoad | LeaveLoad

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from vllm_agent.lifecycle.load_history import LoadHistory
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.state_time import StateTime
@@ -18,6 +19,7 @@ from vllm_agent.lifecycle.states import PHASE_STATE, Initiator, Phase, ServerSta
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vllm_agent.lifecycle.load_progress import LoadProgress
     from vllm_agent.observations import Instant, ProcessId
 
 _Key = TypeVar("_Key")
@@ -37,7 +39,8 @@ class Policy:
 
     `is_local` is whether its processes are seen, `has_http` whether it answers HTTP at all
     (a headless node does not). `is_wanted` is whether anybody wants it up: an ad-hoc `vllm serve`
-    in a shell nobody is paged for.
+    in a shell nobody is paged for. `start_timeout_seconds` is the longest time that a load may go
+    without progress before its first EngineCore, `load_timeout_seconds` after that.
     """
 
     failure_threshold: int = 3
@@ -47,6 +50,8 @@ class Policy:
     is_local: bool = False
     has_http: bool = True
     is_wanted: bool = True
+    start_timeout_seconds: float = 120.0
+    load_timeout_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,9 @@ class Ending:
     """How a launch ended, settled once. `state` is stopped or crashed.
 
     `rule` is the number of the ending rule that decided; `evidence` are sentences for people.
+    `holder` is who held what the launch needed, its port or GPU memory; empty where nobody is known
+    to. `log` are the last lines of its log that matter, secrets taken out; they may hold what users
+    asked the server, so only the control socket shows them.
     """
 
     launch_number: int
@@ -80,6 +88,8 @@ class Ending:
     evidence: tuple[str, ...] = ()
     exit_code: int | None = None
     signal: int | None = None
+    holder: str = ""
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,7 @@ class Memory:
     is_discovered: bool = False
     is_wanted: bool = True
     is_forgotten: bool = False
+    load_history: LoadHistory = field(default_factory=LoadHistory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +176,8 @@ class ServerLife:
     `remembered_entered_unix_seconds` when its state began. `unsettled` are local launches that
     another one followed before their ending was settled. `engine_gone_since` is when an EngineCore
     of a launch that goes on was first missed, `is_main_gone` whether the main process of
-    the newest one has ended.
+    the newest one has ended. `load` is how the newest launch loads or loaded, None where this agent
+    did not see it load; `load_history` what all loads took.
     """
 
     phase: Phase
@@ -193,6 +205,8 @@ class ServerLife:
     unsettled: tuple[Launch, ...] = ()
     engine_gone_since: Instant | None = None
     is_main_gone: bool = False
+    load: LoadProgress | None = None
+    load_history: LoadHistory = field(default_factory=LoadHistory)
 
     @classmethod
     def begun(cls, policy: Policy, memory: Memory | None, now: Instant) -> ServerLife:
@@ -220,6 +234,7 @@ class ServerLife:
             launch=_remembered_launch(memory, now),
             remembered_phase=memory.phase,
             remembered_entered_unix_seconds=memory.entered_unix_seconds,
+            load_history=memory.load_history,
         )
 
     @property
@@ -300,6 +315,7 @@ class ServerLife:
             launch_has_served=self.launch is not None
             and self.launch.process is not None
             and self.launch.has_served,
+            load_history=self.load_history,
         )
 
 

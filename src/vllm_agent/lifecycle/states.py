@@ -92,17 +92,6 @@ ALIVE_PHASES: Final = frozenset(
 """Phases in which the launch is known to be there."""
 
 
-class Stage(StrEnum):
-    """What a starting server is doing."""
-
-    DOWNLOAD = "download"
-    INIT = "init"
-    LOAD_WEIGHTS = "load_weights"
-    COMPILE = "compile"
-    WARMUP = "warmup"
-    NONE = "none"
-
-
 class Initiator(StrEnum):
     """Who caused a launch after the first."""
 

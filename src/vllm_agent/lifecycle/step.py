@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.lifecycle import by_process, by_url
+from vllm_agent.lifecycle import by_load, by_process, by_url
 from vllm_agent.lifecycle.events import (
     ComponentEnded,
     ConnectionClosed,
@@ -16,8 +16,8 @@ from vllm_agent.lifecycle.events import (
     EndBegan,
     EndSettled,
     Knocked,
-    LoadProgressed,
-    LoadStalled,
+    LeaveLoad,
+    LoadLooked,
     Looked,
     LookNow,
     MaintenanceSet,
@@ -25,6 +25,7 @@ from vllm_agent.lifecycle.events import (
     ProcessMissing,
     Ticked,
     TreeSeen,
+    WatchLoad,
 )
 from vllm_agent.lifecycle.guarded import Guarded
 from vllm_agent.lifecycle.reasons import Reason
@@ -98,7 +99,7 @@ def _maintenance_note(life: ServerLife, now: Instant) -> Transition:
     return Transition(now, life.phase, life.phase, None, detail, number)
 
 
-def _guard(  # noqa: PLR0911 - one return per kind of event
+def _guard(
     life: ServerLife, event: Event, policy: Policy, now: Instant
 ) -> Guarded:
     match event:
@@ -111,11 +112,6 @@ def _guard(  # noqa: PLR0911 - one return per kind of event
             return Guarded(replace(life, maintenance_until_unix_seconds=until))
         case Ticked():
             return _ticked(life, now)
-        case LoadStalled():
-            detail = "its load made no progress for load_timeout"
-            return Guarded(life, Trigger.STALLED, Reason.LOAD_STALLED, detail)
-        case LoadProgressed():
-            return Guarded(life, Trigger.PROGRESSED)
         case _:
             return _guard_process(life, event, policy, now)
 
@@ -132,6 +128,8 @@ def _guard_process(  # noqa: PLR0911 - one return per kind of event
             return by_process.knocked(life, process, knock, policy)
         case TreeSeen(tree):
             return by_process.tree_seen(life, tree, policy, now)
+        case LoadLooked(look):
+            return by_load.looked(life, look, policy)
         case ComponentEnded(process):
             return by_process.component_ended(life, process)
         case EndBegan(process):
@@ -179,9 +177,10 @@ def _entered(life: ServerLife, target: Phase, guarded: Guarded, now: Instant) ->
     tally = life.tally
     if transition.is_change_of_state:
         tally = tally.with_transition(transition.from_state, transition.to_state)
-    drops = life.phase in _CONNECTED_PHASES and target not in _CONNECTED_PHASES
+    was = life.phase
+    drops = was in _CONNECTED_PHASES and target not in _CONNECTED_PHASES
     life = replace(
-        life,
+        by_load.served_or_ended(life, target, now),
         phase=target,
         phase_entered=now,
         entered=_state_entered(life, target, guarded, now),
@@ -192,6 +191,9 @@ def _entered(life: ServerLife, target: Phase, guarded: Guarded, now: Instant) ->
         tally=tally,
     )
     effects = (*guarded.effects, DropConnection()) if drops else guarded.effects
+    if (target in by_load.LOADING_PHASES) is not (was in by_load.LOADING_PHASES):
+        watching = WatchLoad() if target in by_load.LOADING_PHASES else LeaveLoad()
+        effects = (*effects, watching)
     return Step(life, effects, transition, guarded.launch, guarded.ending)
 
 

@@ -5,6 +5,14 @@ No judgement here, and no I/O. Unknown is None, never 0.
 
 from vllm_agent.observations.gpus import Gpu, GpuFault, GpuProcess, GpuVendor
 from vllm_agent.observations.instant import Instant
+from vllm_agent.observations.loading import (
+    Download,
+    LoadLook,
+    LogProgress,
+    Shard,
+    Stage,
+    Witness,
+)
 from vllm_agent.observations.probes import (
     Knock,
     Listener,
@@ -33,6 +41,7 @@ __all__ = [
     "ComponentAtClose",
     "ComponentExit",
     "ComponentRole",
+    "Download",
     "Gpu",
     "GpuFault",
     "GpuProcess",
@@ -40,6 +49,8 @@ __all__ = [
     "Instant",
     "Knock",
     "Listener",
+    "LoadLook",
+    "LogProgress",
     "MetricsFacts",
     "Orphan",
     "Probe",
@@ -48,8 +59,11 @@ __all__ = [
     "ProbeRound",
     "ProcessId",
     "ProcessTree",
+    "Shard",
     "Sight",
     "SightKind",
     "Sighting",
+    "Stage",
     "VllmCommand",
+    "Witness",
 ]

@@ -126,7 +126,8 @@ class VllmCommand:
     for all addresses. `uds` is the path of a unix socket as the server sees it, and replaces host
     and port. `engines` is how many EngineCores this node runs, `api_servers` how many API
     servers; None where the line does not say. `is_supervisor` is a data-parallel supervisor,
-    whose children listen on `port` and the ports that follow.
+    whose children listen on `port` and the ports that follow. `download_dir`, `revision` and
+    `load_format` are as given; `is_eager` is whether compiling is turned off.
     """
 
     model: str | None = None
@@ -141,6 +142,10 @@ class VllmCommand:
     engines: int | None = None
     api_servers: int | None = None
     config_file: str | None = None
+    download_dir: str | None = None
+    revision: str | None = None
+    load_format: str | None = None
+    is_eager: bool = False
 
     @property
     def served_name(self) -> str | None:

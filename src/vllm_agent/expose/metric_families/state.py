@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from vllm_agent.expose.family import label_value
 from vllm_agent.expose.metric_families.declare import counter, gauge, one, running_counter
 from vllm_agent.lifecycle.reasons import Reason
-from vllm_agent.lifecycle.states import ALIVE_PHASES, LifecycleMode, ServerState, Stage
+from vllm_agent.lifecycle.states import ALIVE_PHASES, LifecycleMode, ServerState
+from vllm_agent.observations import Stage
 
 if TYPE_CHECKING:
     from vllm_agent.expose.family import Family, Samples, ServerMoment
