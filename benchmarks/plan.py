@@ -12,6 +12,7 @@ from benchmarks import (
     deaths,
     fleet,
     gpu_cost,
+    load_watch,
     local_deaths,
     local_launches,
     local_rest,
@@ -44,6 +45,8 @@ MEASUREMENTS: Final = (
     Measurement(startup.measure, (rows.START,)),
     Measurement(rest.measure_growth, (rows.FLAT_MEMORY,), is_quiet=True),
     Measurement(rest.measure, (rows.MEMORY_8, rows.REST_CPU_8), is_quiet=True),
+    # Before the others: each process that comes and goes costs the agent something.
+    Measurement(load_watch.measure, (rows.LOAD_WATCH,)),
     Measurement(deaths.measure, (rows.EXTERNAL_DEATH,)),
     Measurement(local_deaths.measure, (rows.LOCAL_DEATH, rows.LOCAL_VERDICT)),
     Measurement(local_launches.measure_sight, (rows.NEW_SERVER,)),

@@ -149,6 +149,12 @@ LAUNCH_MEMORY: Final = Row(
     "KiB",
     None,
 )
+LOAD_WATCH: Final = Row(
+    "load-watch",
+    "CPU while one local server loads, by all witnesses",
+    "% of a core",
+    Bar(1.0, Judged.MEDIAN, "<= 1 %"),
+)
 FLEET_200_CPU: Final = Row(
     "fleet-200-cpu",
     "CPU with 200 servers, 10 s interval, scraped every 15 s",
@@ -199,6 +205,7 @@ ROWS: Final = (
     GPU_MEMORY,
     LAUNCH_CPU,
     LAUNCH_MEMORY,
+    LOAD_WATCH,
     FLEET_200_CPU,
     FLEET_200_PAGE,
     FLEET_1000_CPU,

@@ -25,6 +25,7 @@ class Scale:
     huge_page_scrapes: int
     windows: int
     rest_windows: int
+    load_windows: int
     gpu_passes: int
     flat_from_seconds: float
     flat_until_seconds: float
@@ -39,6 +40,7 @@ FULL: Final = Scale(
     huge_page_scrapes=30,
     windows=6,
     rest_windows=4,
+    load_windows=5,
     gpu_passes=200,
     flat_from_seconds=30.0,
     flat_until_seconds=120.0,
@@ -52,6 +54,7 @@ QUICK: Final = Scale(
     huge_page_scrapes=10,
     windows=1,
     rest_windows=2,
+    load_windows=2,
     gpu_passes=50,
     flat_from_seconds=15.0,
     flat_until_seconds=45.0,

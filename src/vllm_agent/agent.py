@@ -24,7 +24,8 @@ from vllm_agent.host.gpu.amdgpu import AmdgpuReader
 from vllm_agent.host.gpu.collector import GpuCollector
 from vllm_agent.host.gpu.demo import DemoReader
 from vllm_agent.host.gpu.nvml import NvmlReader
-from vllm_agent.host.local_launch import LocalHost
+from vllm_agent.host.hf_hub.sizes import HubSizes
+from vllm_agent.host.local_host import LocalHost
 from vllm_agent.host.proc import Proc
 from vllm_agent.host.process_table import ProcessTable
 from vllm_agent.lifecycle.states import LifecycleMode
@@ -145,7 +146,7 @@ class _Agent:
             self._config,
             store=self._store,
             publication=publication,
-            host=LocalHost(proc, table.now, now, self._count_dropped, self._gpus),
+            host=self._local_host(proc, table),
             clock=now,
             count_dropped=self._count_dropped,
         )
@@ -168,6 +169,18 @@ class _Agent:
             count_dropped=self._count_dropped,
             max_servers=self._config.discovery.max_servers,
             is_wanted=roster.is_configured,
+        )
+
+    def _local_host(self, proc: Proc, table: ProcessTable) -> LocalHost:
+        discovery = self._config.discovery
+        return LocalHost(
+            proc,
+            table.now,
+            now,
+            self._count_dropped,
+            gpus=self._gpus,
+            hub=HubSizes() if discovery.ask_hub else None,
+            may_read_environ=discovery.read_environ,
         )
 
     async def _listen(self, web_server: WebServer, publication: Publication) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from vllm_agent.config.model import Config, ServerConfig
-    from vllm_agent.host.local_launch import LocalHost
+    from vllm_agent.host.local_host import LocalHost
     from vllm_agent.host.proc import Proc, ProcessStat
     from vllm_agent.lifecycle.server_life import Memory
     from vllm_agent.observations import Instant, ProcessId, Sighting
@@ -276,7 +276,8 @@ class Roster:
         if not policy.is_local:
             self._begin(watched, HttpEyes.of(server, self._clock), server)
             return
-        local = LocalServer(self._host, lambda url: target_of(url, server), server.url)
+        log_file = None if server.log_file is None else str(server.log_file)
+        local = LocalServer(self._host, lambda url: target_of(url, server), server.url, log_file)
         self._begin(watched, local, server)
 
     def _add_discovered(self, name: str, policy: Policy) -> None:
@@ -359,6 +360,7 @@ class Roster:
 
     def _policy(self, server: ServerConfig | None, sighting: Sighting | None) -> Policy:
         probe = self._config.default_probe if server is None else server.probe
+        start = self._config.default_start if server is None else server.start
         restart = self._config.default_restart if server is None else server.restart
         return Policy(
             failure_threshold=probe.failure_threshold,
@@ -368,6 +370,8 @@ class Roster:
             is_local=server is None or server.mode is not LifecycleMode.EXTERNAL,
             has_http=sighting is None or not sighting.command.is_headless,
             is_wanted=server is not None or self._is_wanted(sighting),
+            start_timeout_seconds=start.start_timeout_seconds,
+            load_timeout_seconds=start.load_timeout_seconds,
         )
 
     def _is_wanted(self, sighting: Sighting | None) -> bool:

@@ -20,6 +20,7 @@ from vllm_agent.lifecycle.events import (
     Follow,
     KeepConnection,
     Knocked,
+    LeaveLoad,
     Looked,
     LookNow,
     MaintenanceSet,
@@ -27,7 +28,9 @@ from vllm_agent.lifecycle.events import (
     ProcessMissing,
     Ticked,
     TreeSeen,
+    WatchLoad,
 )
+from vllm_agent.lifecycle.load_summary import SUMMARY_SECONDS, summary
 from vllm_agent.lifecycle.pace import is_knocked_at, next_deadline_seconds, next_look_seconds
 from vllm_agent.lifecycle.server_life import Memory, ServerLife
 from vllm_agent.lifecycle.states import Phase, ServerState
@@ -91,6 +94,12 @@ class Processes(Protocol):
 
     async def knock(self) -> Knock:
         """Connects to the server and sends nothing. Never raises for what a server does."""
+
+    def watch_load(self) -> None:
+        """Asks the witnesses of the newest load what they see, and tells of it."""
+
+    def leave_load(self) -> None:
+        """Asks the witnesses of a load no more."""
 
     def sights(self) -> tuple[Sight, ...]:
         """What can be seen of the newest launch, and what cannot."""
@@ -163,6 +172,7 @@ class ServerRunner:
         self._is_forgotten = False
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
+        self._load_told_seconds = 0.0
         # A local server is looked at once there is a process to look at.
         self._look_due_seconds = math.inf if watched.policy.is_local else 0.0
         self._models_due_seconds = 0.0
@@ -321,6 +331,7 @@ class ServerRunner:
                     "detail": transition.detail,
                 },
             )
+        self._log_load(result)
         if result.launch is not None and result.launch.number > 1:
             _LOGGER.warning("restarted", extra={"server": name, "launch": result.launch.number})
         if result.life.budget.is_limit_reached and not before.budget.is_limit_reached:
@@ -331,6 +342,21 @@ class ServerRunner:
         if result.life.is_in_maintenance != before.is_in_maintenance:
             text = "maintenance began" if result.life.is_in_maintenance else "maintenance ended"
             _LOGGER.info(text, extra={"server": name})
+
+    def _log_load(self, result: Step) -> None:
+        """A line each SUMMARY_SECONDS on a load that goes on."""
+        load = result.life.load
+        if load is None or load is self._snapshot.life.load or load.ended is not None:
+            return
+        now = load.look.at
+        is_due = now.monotonic_seconds >= self._load_told_seconds + SUMMARY_SECONDS
+        if load.watched is now:
+            # Before there is something to tell.
+            self._load_told_seconds = now.monotonic_seconds
+        elif is_due:
+            self._load_told_seconds = now.monotonic_seconds
+            told = summary(load, result.life.load_history, now)
+            _LOGGER.info("loading", extra={"server": self._watched.name, **told})
 
     def _execute(self, effect: Effect) -> None:
         match effect:
@@ -348,6 +374,12 @@ class ServerRunner:
                 self._drop_connection()
                 if self._processes is not None:
                     self._processes.follow(sighting, self.tell)
+            case WatchLoad():
+                if self._processes is not None:
+                    self._processes.watch_load()
+            case LeaveLoad():
+                if self._processes is not None:
+                    self._processes.leave_load()
 
     def _start_look(self) -> None:
         self._look_again = False

@@ -171,7 +171,9 @@ def test_wait_bears_a_restart_of_the_agent(cli, served, monkeypatch) -> None:
         served.__enter__()
 
     happens = iter([served.__exit__, lambda: None, come_back])
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: next(happens)())
+    clock = SimpleNamespace(
+        monotonic=time.monotonic, time=time.time, sleep=lambda _: next(happens)()
+    )
     monkeypatch.setattr(wait, "time", clock)
 
     outcome = cli("wait", "llama", "--for=crashed", "--timeout=10s")

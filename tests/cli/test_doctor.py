@@ -7,8 +7,10 @@ import json
 import pytest
 
 from tests.cli.conftest import said
+from tests.cli.loads import ago, load, loading_server
 from tests.expose.snapshots import (
     HIDDEN,
+    MAIN,
     STARTED,
     ad_hoc_server,
     device,
@@ -19,11 +21,13 @@ from tests.expose.snapshots import (
 from vllm_agent.cli import doctor, main
 from vllm_agent.cli.agent_client import SOCKET_NAME
 from vllm_agent.cli.finding import Finding, Level
+from vllm_agent.cli.load_findings import LOST_FOR_LOADS, NOT_TOLD_FROM_A_HANG, READ_ENVIRON
 from vllm_agent.cli.process_rows import SHOW_ORPHANS
 from vllm_agent.lifecycle.server_life import Policy, ServerLife
-from vllm_agent.observations import Sight, SightKind
+from vllm_agent.observations import LoadLook, Sight, SightKind
 from vllm_agent.snapshot import CollectorSnapshot
 
+NO_FDS, NO_LOG = LOST_FOR_LOADS[SightKind.FDS], LOST_FOR_LOADS[SightKind.LOG]
 GPUS = {"collectors": (CollectorSnapshot("gpu", is_up=True),), "gpus": (device(),)}
 FDS = Sight(SightKind.FDS, is_visible=False, why_not="it is of another user", fix="run as root")
 
@@ -60,9 +64,10 @@ def test_what_is_hidden_is_told_once_for_all_servers_with_what_would_change_it(c
 
     assert outcome.code == 1
     lines = said(outcome)
-    place = lines.index("problem fds not visible of a, b: it is of another user")
+    place = lines.index(f"problem fds not visible of a, b: it is of another user; {NO_FDS}")
     assert lines[place + 1] == "try: run as root"
-    place = lines.index("problem log not visible of this host: its journal may not be read")
+    text = f"not visible of this host: its journal may not be read; {NO_LOG}"
+    place = lines.index(f"problem log {text}")
     assert lines[place + 1] == "try: usermod -aG systemd-journal x"
     assert lines[-1] == "2 problems"
 
@@ -169,6 +174,37 @@ def test_a_configuration_file_is_checked_with_all_its_problems(
     assert f"{file}:2: " in problems[0]
 
 
+def test_what_shows_a_load_is_told_and_what_cannot_be_told_from_a_hang(cli, served) -> None:
+    blind = load(look=LoadLook(process=MAIN, at=ago(0), has_engine=True, cpu_seconds=3.0))
+    served.show(loading_server("a"), loading_server("b", blind), local_server("c"), **GPUS)
+
+    outcome = cli("doctor")
+
+    assert outcome.code == 0
+    told = [line for line in said(outcome) if " load " in line]
+    assert told == [
+        "ok load the load of a shows in shards, io, components, log, cpu",
+        f"note load the load of b shows in components, cpu: {NOT_TOLD_FROM_A_HANG}",
+    ]
+
+
+@pytest.mark.parametrize(("setting", "is_told"), [("false", True), ("true", False)])
+def test_an_environment_that_is_not_read_is_told_with_what_it_hides(
+    cli, served, tmp_path, setting, is_told
+) -> None:
+    served.show(**GPUS)
+    file = tmp_path / "config.yml"
+    file.write_text(f"discovery: {{read_environ: {setting}}}\n")
+
+    lines = said(cli("doctor", f"--config.file={file}"))
+
+    place = [n for n, line in enumerate(lines) if "read_environ is false" in line]
+    assert bool(place) is is_told
+    if place:
+        assert lines[place[0]].startswith("note load ")
+        assert lines[place[0] + 1] == f"try: {READ_ENVIRON}"
+
+
 def test_json_has_the_findings_and_the_exit_code(cli, served) -> None:
     served.show(local_server(sights=(FDS,)), discovered=1)
 
@@ -180,7 +216,7 @@ def test_json_has_the_findings_and_the_exit_code(cli, served) -> None:
     assert {
         "level": "problem",
         "about": "fds",
-        "text": "not visible of llama: it is of another user",
+        "text": f"not visible of llama: it is of another user; {NO_FDS}",
         "fix": "run as root",
     } in view["findings"]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.expose.snapshots import server
 from vllm_agent.cli import agent_client
-from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.server_life import Ending, Launch, Transition
 from vllm_agent.lifecycle.states import Phase, ServerState
 from vllm_agent.observations import Instant
@@ -45,6 +48,7 @@ def test_it_is_in_order_of_time_with_reasons_and_endings(cli, served) -> None:
         "2025-06-15 15:06:40  failed (unready -> lost)",
         "2025-06-15 15:07:40  running -> crashed  host_oom  oom_kill rose",
         "2025-06-15 15:07:40  launch 1 ended: crashed, host_oom, signal 9; oom_kill rose",
+        f"    advice: {REASON_TEXT[Reason.HOST_OOM].advice}",
         "2025-06-15 15:08:40  launch 2 seen, its process started at 2025-06-15 15:08:10",
         "2025-06-15 15:08:40  crashed -> running",
     ]
@@ -69,6 +73,7 @@ def test_an_end_settled_later_comes_after_what_it_was_settled_from(cli, served) 
         "2025-06-15 15:06:31  launch 1 seen",
         "2025-06-15 15:06:40  running -> failed  unreachable",
         f"2025-06-15 15:06:40  launch 1 ended: crashed, unreachable; {FACT} (settled 10s later)",
+        f"    advice: {REASON_TEXT[REFUSED].advice}",
         "2025-06-15 15:06:50  failed -> crashed  unreachable",
     ]
 
@@ -93,7 +98,8 @@ def test_what_happened_at_once_is_told_launch_by_launch(cli, served) -> None:
         ),
     )
 
-    assert [line[21:] for line in cli("history", "llama").out.splitlines()] == [
+    lines = cli("history", "llama").out.splitlines()
+    assert [line[21:] for line in lines if line.startswith("20")] == [
         "launch 1 seen",
         "running -> failed",
         "failed -> crashed",
@@ -101,6 +107,99 @@ def test_what_happened_at_once_is_told_launch_by_launch(cli, served) -> None:
         "launch 2 seen",
         "crashed -> running",
     ]
+
+
+def failed_launches(*endings: Ending) -> History:
+    """Launches that ended one after the other."""
+    launches = [
+        LaunchRecord(
+            Launch(ending.launch_number, None, at(ending.launch_number * 100 - 50)), ending
+        )
+        for ending in endings
+    ]
+    return History((), tuple(reversed(launches)))
+
+
+def failed(number: int, reason: Reason = Reason.PORT_IN_USE, **changes: Any) -> Ending:
+    """The ending of the launch of that number."""
+    return replace(Ending(number, at(number * 100), CRASHED, reason, 2, (), 1), **changes)
+
+
+LOG = (
+    "(EngineCore pid=9) ERROR 06-15 15:08:20 [core.py:1] it failed",
+    "Traceback (most recent call last):",
+    '  File "/x.py", line 1, in f\x1b[31m\r\n2025-06-15 15:09:00  launch 9 seen',
+    "",
+)
+
+
+def test_the_kept_log_is_shown_below_its_ending_when_it_is_asked_for(cli, served) -> None:
+    served.past = failed_launches(failed(1, log=LOG, holder="PID 812 (nginx\x1b[0m)"))
+
+    told = cli("history", "llama", "--log").out.splitlines()
+    assert told[1] == "2025-06-15 15:08:20  launch 1 ended: crashed, port_in_use, exit code 1"
+    assert told[2] == "    held by: PID 812 (nginx\ufffd[0m)"
+    assert told[3].startswith("    advice: ")
+    assert told[4:] == [
+        "    log:",
+        "        (EngineCore pid=9) ERROR 06-15 15:08:20 [core.py:1] it failed",
+        "        Traceback (most recent call last):",
+        '          File "/x.py", line 1, in f\ufffd[31m  2025-06-15 15:09:00  launch 9 seen',
+        "",
+    ]
+    assert cli("history", "llama").out.splitlines() == [
+        *told[:4],
+        "    log: 4 lines kept, --log shows them",
+    ]
+    of_all = cli("history", "--log").out.splitlines()
+    assert [line for line in of_all if "  llama  " in line][-1].endswith("exit code 1")
+    assert set(told[2:]) <= set(of_all)
+
+
+def test_the_limit_counts_entries_and_not_their_lines(cli, served) -> None:
+    served.past = failed_launches(failed(1, log=LOG), failed(2, log=LOG))
+
+    told = cli("history", "llama", "--log", "--limit=1").out.splitlines()
+
+    assert told[0].startswith("2025-06-15 15:10:00  launch 2 ended")
+    assert len([line for line in told if line.startswith("20")]) == 1
+    assert "        Traceback (most recent call last):" in told
+
+
+def test_a_crash_loop_is_told_once_what_to_do(cli, served) -> None:
+    loop = (failed(number) for number in range(1, 9))
+    served.past = failed_launches(failed(0, Reason.DISK_FULL), *loop)
+
+    told = cli("history", "llama").out.splitlines()
+
+    advice = [n for n, line in enumerate(told) if line.startswith("    advice: ")]
+    assert len(advice) == 2
+    assert "launch 0 ended: crashed, disk_full" in told[advice[0] - 1]
+    assert "launch 8 ended: crashed, port_in_use" in told[advice[1] - 1]
+
+
+def test_a_launch_that_did_not_fail_has_one_line(cli, served) -> None:
+    served.past = failed_launches(failed(1, reason=None, state=ServerState.STOPPED, exit_code=0))
+
+    assert cli("history", "llama", "--log").out.splitlines()[1:] == [
+        "2025-06-15 15:08:20  launch 1 ended: stopped, exit code 0"
+    ]
+
+
+def test_an_agent_of_an_older_version_tells_less_of_an_ending(cli, served, monkeypatch) -> None:
+    ask = agent_client.AgentClient.history
+
+    def older(client, name, limit):
+        view = ask(client, name, limit).json
+        for launch in view["launches"]:
+            for key in ("holder", "advice", "log"):
+                launch["ending"].pop(key, None)
+        return SimpleNamespace(json=view)
+
+    monkeypatch.setattr(agent_client.AgentClient, "history", older)
+    served.past = failed_launches(failed(1, log=LOG))
+
+    assert len(cli("history", "llama", "--log").out.splitlines()) == 2
 
 
 @pytest.mark.parametrize("phase", [Phase.READY, Phase.ABSENT])

@@ -54,13 +54,14 @@ def test_a_pipe_gets_plain_columns(cli, served) -> None:
     assert lines[0] == [
         *("SERVER", "STATE", "SINCE", "MODEL", "VERSION"),
         *("REASON", "RESTARTS", "CRASHES", "CHECKED", "PID", "URL"),
+        *("STAGE", "DONE", "LEFT"),
     ]
-    assert {len(line) for line in lines} == {11}
+    assert {len(line) for line in lines} == {14}
     crashed, new, running = lines[1:]
     assert running[:3] == ["llama", "running", "3m12s"]
     assert running[3:8] == ["meta-llama/Llama-3.1-8B-Instruct", "0.27.1", "-", "0", "0"]
     assert crashed[5:8] == ["unreachable", "1", "2"]
-    assert crashed[9:] == ["-", "http://gpu7:8000"]
+    assert crashed[9:] == ["-", "http://gpu7:8000", "-", "-", "-"]
     assert new[1:6] == ["unknown", new[2], "-", "-", "-"]
     assert outcome.out.isascii()
 
@@ -128,9 +129,9 @@ def test_a_local_server_in_the_table_has_its_pid(cli, served) -> None:
 
     assert (outcome.code, outcome.err) == (0, "")
     rows = {line.split()[0]: line.split() for line in outcome.out.splitlines()}
-    assert rows["llama"][-2:] == ["4021", "http://127.0.0.1:8000"]
-    assert rows["qwen"][-2:] == ["-", "http://127.0.0.1:8000"]
-    assert rows["llama@8000"][-2:] == ["4021", "-"]
+    assert rows["llama"][9:11] == ["4021", "http://127.0.0.1:8000"]
+    assert rows["qwen"][9:11] == ["-", "http://127.0.0.1:8000"]
+    assert rows["llama@8000"][9:11] == ["4021", "-"]
 
 
 def test_a_local_server_in_full(cli, served) -> None:

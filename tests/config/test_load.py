@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_agent.config.choices import DiscoveryPage
+from vllm_agent.config.discovery import DiscoveryConfig
 from vllm_agent.config.document import MAX_DEPTH
 from vllm_agent.config.load import MAX_FILE_BYTES, load
 from vllm_agent.config.model import (
     MAX_SERVERS,
     Config,
-    DiscoveryConfig,
     MatchConfig,
     ProbeConfig,
     RestartConfig,
@@ -94,6 +94,8 @@ def test_discovery_has_defaults():
         page=DiscoveryPage.SUPERVISED,
         forget_after_seconds=3_600.0,
         max_servers=32,
+        read_environ=True,
+        ask_hub=False,
     )
 
     assert load(TESTDATA / "valid-external.yml", {}).discovery == expected
@@ -102,10 +104,18 @@ def test_discovery_has_defaults():
 
 def test_every_key_of_discovery_is_read(tmp_path: Path):
     path = tmp_path / "config.yml"
-    path.write_text("discovery: {enabled: false, page: all, forget_after: 1d, max_servers: 1}")
+    path.write_text(
+        "discovery: {enabled: false, page: all, forget_after: 1d, max_servers: 1, "
+        "read_environ: false, ask_hub: true}"
+    )
 
     expected = DiscoveryConfig(
-        enabled=False, page=DiscoveryPage.ALL, forget_after_seconds=86_400.0, max_servers=1
+        enabled=False,
+        page=DiscoveryPage.ALL,
+        forget_after_seconds=86_400.0,
+        max_servers=1,
+        read_environ=False,
+        ask_hub=True,
     )
     assert load(path, {}).discovery == expected
 
@@ -300,7 +310,8 @@ KEYS = st.sampled_from(
             "x",
         ),
         *("discovery", "page", "match", "port", "systemd_unit", "container", "pid_file", "command"),
-        *("gpu", "nvml", "amdgpu", "demo", "timeout"),
+        *("gpu", "nvml", "amdgpu", "demo", "timeout", "read_environ", "ask_hub"),
+        *("start", "start_timeout", "load_timeout", "log_file"),
     ]
 )
 SCALARS = st.one_of(

@@ -187,8 +187,8 @@ class _Rehearsal(Stage):
     launched: list[StandIn] = field(default_factory=list)
     scenes: list[list[str]] = field(default_factory=list)
 
-    def launch(self, *arguments: str) -> StandIn:
-        server = super().launch(*arguments).wait_serving()
+    def launch(self, *arguments: str, model: str = "/models/demo") -> StandIn:
+        server = super().launch(*arguments, model=model).wait_serving()
         self.launched.append(server)
         return server
 

@@ -22,7 +22,7 @@ from vllm_agent.expose.metric_families import (
     SERVER_FAMILIES,
 )
 from vllm_agent.expose.text_format import TextFormat
-from vllm_agent.snapshot import DURATION_BUCKETS_SECONDS, Histogram
+from vllm_agent.snapshot import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -80,12 +80,16 @@ def _metric(family: Family[Subject], subjects: Iterable[tuple[tuple[str, ...], S
     metric = _CLASSES[family.type](family.name, family.help, labels=family.all_labels)
     for subject_values, subject in subjects:
         for values, value in family.samples(subject):
-            arguments = _buckets(value) if isinstance(value, Histogram) else (value,)
+            arguments = (
+                _buckets(value, family.buckets) if isinstance(value, Histogram) else (value,)
+            )
             metric.add_metric((*subject_values, *values), *arguments)
     return metric
 
 
-def _buckets(histogram: Histogram) -> tuple[list[tuple[str, int]], float]:
-    bounds = (*map(str, DURATION_BUCKETS_SECONDS), "+Inf")
+def _buckets(
+    histogram: Histogram, buckets: tuple[float, ...]
+) -> tuple[list[tuple[str, int]], float]:
+    bounds = (*map(str, buckets), "+Inf")
     cumulative = list(zip(bounds, accumulate(histogram.counts), strict=True))
     return cumulative, histogram.sum_seconds

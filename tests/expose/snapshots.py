@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 
+from vllm_agent.lifecycle.load_history import LOAD_BUCKETS_SECONDS, LoadHistory
+from vllm_agent.lifecycle.load_progress import LoadProgress, Weights
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, ServerLife, Tally
@@ -16,20 +18,26 @@ from vllm_agent.lifecycle.states import Initiator, LifecycleMode, Phase, ServerS
 from vllm_agent.observations import (
     Component,
     ComponentRole,
+    Download,
     Gpu,
     GpuProcess,
     GpuVendor,
     Instant,
+    LoadLook,
+    LogProgress,
     Orphan,
     Probe,
     ProbeCause,
     ProbeResult,
     ProcessId,
     ProcessTree,
+    Shard,
     Sight,
     Sighting,
     SightKind,
+    Stage,
     VllmCommand,
+    Witness,
 )
 from vllm_agent.snapshot import (
     DURATION_BUCKETS_SECONDS,
@@ -245,6 +253,95 @@ def ended_local_server(name: str = "qwen", **changes: Any) -> ServerSnapshot:
 
 GIB: Final = 2**30
 
+LOOKED: Final = Instant(1_100.0, 1_750_000_100.0)
+"""When the witnesses of a load were asked last."""
+
+
+def look(**changes: Any) -> LoadLook:
+    """What every witness saw of a load that has come to its weights."""
+    whole = LoadLook(
+        process=MAIN,
+        at=LOOKED,
+        has_engine=True,
+        has_worker=True,
+        download=Download(15 * GIB, 15 * GIB, Witness.HF_CACHE, is_under_way=False),
+        shards=(Shard(4_100, 4, 11, 4 * GIB, 15 * GIB), Shard(4_101, 5, 11, 5 * GIB, 15 * GIB)),
+        io_bytes=5 * GIB,
+        gpu_bytes=4 * GIB,
+        cpu_seconds=81.5,
+        compile_changes=0,
+        log=LogProgress(Stage.LOAD_WEIGHTS, 57, 3, 11, 15 * GIB),
+    )
+    return replace(whole, **changes)
+
+
+def load(**changes: Any) -> LoadProgress:
+    """A load in its weights: 10 s to begin, 30 s to download, the rest since."""
+    seen = look()
+    whole = LoadProgress(
+        process=MAIN,
+        began=Instant(1_030.0, 1_750_000_030.0),
+        watched=Instant(1_030.5, 1_750_000_030.5),
+        stage=Stage.LOAD_WEIGHTS,
+        stage_entered=Instant(1_070.0, 1_750_000_070.0),
+        last_progress=Instant(1_099.0, 1_750_000_099.0),
+        look=seen,
+        stage_seconds=MappingProxyType({Stage.INIT: 10.0, Stage.DOWNLOAD: 30.0}),
+        last_busy=LOOKED,
+        download=seen.download,
+        weights=Weights(4, 11, 4 * GIB, 15 * GIB),
+        signs=MappingProxyType({Witness.SHARDS: Instant(1_099.0, 1_750_000_099.0)}),
+    )
+    return replace(whole, **changes)
+
+
+LAST_STAGES: Final = MappingProxyType(
+    {Stage.INIT: 12.0, Stage.LOAD_WEIGHTS: 55.0, Stage.COMPILE: 40.0, Stage.WARMUP: 8.0}
+)
+HISTORY: Final = LoadHistory(
+    counts=(0, 0, 2, 0, 0, 1),
+    sum_seconds=4_230.5,
+    last_seconds=115.0,
+    last_stage_seconds=LAST_STAGES,
+    longest_stage_seconds=LAST_STAGES,
+)
+
+
+def loading_life(phase: Phase = Phase.LOADING, **changes: Any) -> ServerLife:
+    """A launch that has not served, and is looked at."""
+    begun = Launch(2, 1_750_000_030.0, Instant(1_030.5, 1_750_000_030.5), process=MAIN)
+    return life(phase, **{"launch": begun, "load": load(), "load_history": HISTORY, **changes})
+
+
+def loading_server(name: str = "llama", **changes: Any) -> ServerSnapshot:
+    """A local server that has loaded before and loads its weights."""
+    return local_server(name, **{"life": loading_life(), **changes})
+
+
+def downloading(**changes: Any) -> LoadProgress:
+    """A load that still downloads, 3 of 15 GiB."""
+    under_way = Download(3 * GIB, 15 * GIB, Witness.HUB, is_under_way=True)
+    return load(
+        **{
+            "stage": Stage.DOWNLOAD,
+            "stage_entered": Instant(1_040.0, 1_750_000_040.0),
+            "stage_seconds": MappingProxyType({Stage.INIT: 10.0}),
+            "download": under_way,
+            "weights": None,
+            "look": look(download=under_way, shards=(), log=None),
+            **changes,
+        }
+    )
+
+
+def loaded(**changes: Any) -> LoadProgress:
+    """A load that has come to serve, after every stage."""
+    spent = MappingProxyType(dict(LAST_STAGES) | {Stage.DOWNLOAD: 30.0})
+    return load(
+        **{"stage": Stage.NONE, "stage_entered": LOOKED, "ended": LOOKED, "stage_seconds": spent}
+        | changes
+    )
+
 
 def gpu(index: str = "0", **changes: Any) -> Gpu:
     """An NVIDIA device whose driver tells everything, 72.5 of 80 GiB in use."""
@@ -354,6 +451,66 @@ _tallies = st.builds(
     transitions=st.dictionaries(st.tuples(_states, _states), _counts, max_size=8),
     last_crash_unix_seconds=_mappings(Reason, st.floats(0, 1e10)),
 )
+_weights = st.builds(
+    Weights,
+    shard=st.integers(1, 99),
+    shards=st.integers(99, 200),
+    done_bytes=st.none() | _counts,
+    size_bytes=st.none() | _counts,
+    is_complete=st.booleans(),
+    source=st.sampled_from([Witness.SHARDS, Witness.LOG]),
+)
+_downloads = st.builds(
+    Download,
+    _counts,
+    st.none() | _counts,
+    st.none() | st.sampled_from([Witness.HF_CACHE, Witness.HUB]),
+    st.booleans(),
+)
+_shards = st.builds(
+    Shard, st.integers(1, 2**22), st.integers(1, 99), st.integers(99, 200), st.none() | _counts
+)
+_looks = st.builds(
+    LoadLook,
+    process=st.just(MAIN),
+    at=_instants,
+    has_engine=st.booleans(),
+    has_worker=st.booleans(),
+    download=st.none() | _downloads,
+    shards=st.none() | st.lists(_shards, max_size=3).map(tuple),
+    io_bytes=st.none() | _counts,
+    gpu_bytes=st.none() | _counts,
+    cpu_seconds=st.none() | st.floats(0, 1e9),
+    compile_changes=st.none() | st.integers(0, 1000),
+    log=st.none() | st.builds(LogProgress, st.none() | st.sampled_from(Stage), st.integers(0, 99)),
+    trouble=_texts,
+)
+_stage_seconds = _mappings(Stage, st.floats(0, 1e6))
+_loads = st.builds(
+    LoadProgress,
+    process=st.just(MAIN),
+    began=_instants,
+    watched=_instants,
+    stage=st.sampled_from(Stage),
+    stage_entered=_instants,
+    last_progress=_instants,
+    look=_looks,
+    stage_seconds=_stage_seconds,
+    last_busy=st.none() | _instants,
+    is_stalled=st.none() | st.booleans(),
+    download=st.none() | _downloads,
+    weights=st.none() | _weights,
+    signs=_mappings(Witness, _instants),
+    ended=st.none() | _instants,
+)
+_load_histories = st.builds(
+    LoadHistory,
+    counts=st.tuples(*[st.integers(0, 10**9)] * (len(LOAD_BUCKETS_SECONDS) + 1)),
+    sum_seconds=st.floats(0, 1e12),
+    last_seconds=st.none() | st.floats(0, 1e6),
+    last_stage_seconds=_stage_seconds,
+    longest_stage_seconds=_stage_seconds,
+)
 _lives = st.builds(
     ServerLife,
     phase=st.sampled_from(Phase),
@@ -382,6 +539,8 @@ _lives = st.builds(
         st.integers(1, 7),
         exit_code=st.none() | st.integers(0, 255),
         signal=st.none() | st.integers(1, 64),
+        holder=_texts,
+        log=st.lists(_texts, max_size=2).map(tuple),
     ),
     tally=_tallies,
     maintenance_until_unix_seconds=_unix,
@@ -424,9 +583,11 @@ _trees = st.builds(
 )
 _sightings = st.builds(
     Sighting,
-    process=_processes,
+    process=_processes | st.just(MAIN),
     start_seconds=st.floats(0, 1e10),
-    command=st.just(VllmCommand()),
+    command=st.builds(
+        VllmCommand, model=st.none() | _names, port=st.integers(1, 65535), revision=_names
+    ),
     uid=st.integers(0, 2**32 - 1),
     session=st.integers(0, 2**22),
     unit=st.none() | _names,
@@ -447,9 +608,18 @@ _url_servers = st.builds(
     version=st.none() | _names,
     probes=_mappings(Probe, _probe_stats),
 )
+_local_lives = st.builds(
+    replace,
+    _lives,
+    launch=st.none()
+    | st.builds(Launch, st.integers(1, 9), _unix, _instants, st.booleans(), st.just(MAIN)),
+    load=st.none() | _loads,
+    load_history=_load_histories,
+)
 _local_servers = st.builds(
     replace,
     _url_servers,
+    life=_lives | _local_lives,
     mode=st.sampled_from([LifecycleMode.MONITORED, LifecycleMode.MANAGED]),
     sighting=st.none() | _sightings,
     tree=st.none() | _trees,

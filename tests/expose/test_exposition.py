@@ -31,10 +31,13 @@ from tests.expose.snapshots import (
     bare_device,
     crashed_server,
     device,
+    downloading,
     ended_local_server,
     fresh_server,
     gpu,
     life,
+    loading_life,
+    loading_server,
     local_server,
     lost_device,
     server,
@@ -49,6 +52,7 @@ from vllm_agent.expose.metric_families import (
     MOMENT_FAMILIES,
     SERVER_FAMILIES,
 )
+from vllm_agent.expose.metric_families.state import STATE_TIME_FAMILIES
 from vllm_agent.expose.text_format import FamilyText, TextFormat, header, number
 from vllm_agent.observations import Component, ComponentRole
 
@@ -153,7 +157,8 @@ def test_a_number_is_written_as_go_does(value):
 def test_the_page_reads_as_agreed(text_format, name):
     """Delete the file and run the test twice to write it anew."""
     seen = (local_server("mixtral"), ended_local_server("phi"), ad_hoc_server("tiny@8000"))
-    shown = agent(server(), crashed_server(), *seen, discovered=3, gpus=EVERY_DEVICE)
+    loading = (loading_server("opt"), loading_server("yi", life=loading_life(load=downloading())))
+    shown = agent(server(), crashed_server(), *seen, *loading, discovered=5, gpus=EVERY_DEVICE)
     text = Page().text(shown, text_format)
     for here in (f'version="{vllm_agent.__version__}"', f'"{platform.python_version()}"'):
         assert here in text
@@ -210,7 +215,7 @@ def test_openmetrics_is_valid_to_its_strict_parser():
     [
         agent(),
         agent(server(HOSTILE), crashed_server(), fresh_server("new")),
-        agent(local_server(), ad_hoc_server(), ended_local_server(), discovered=3),
+        agent(local_server(), ad_hoc_server(), ended_local_server(), loading_server("yi")),
         agent(local_server(), gpus=(*EVERY_DEVICE, HOSTILE_DEVICE, HOSTILE_DEVICE)),
     ],
     ids=["no server", "three servers", "local servers", "GPUs"],
@@ -371,7 +376,7 @@ def test_a_state_time_that_lost_a_state_loses_only_its_families():
     text = page.text(agent(server("odd", life=odd), server("sound")))
     assert sum(values_of(text, "vllm_agent_server_state")) == 2
     assert len(values_of(text, "vllm_agent_server_desired_seconds_total")) == 1
-    assert page.dropped == {DROPPED_FAMILY: len(MOMENT_FAMILIES)}
+    assert page.dropped == {DROPPED_FAMILY: len(STATE_TIME_FAMILIES)}
 
 
 @pytest.mark.parametrize("text_format", TextFormat)

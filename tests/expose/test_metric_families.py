@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +15,8 @@ from tests.expose import snapshots
 from tests.expose.snapshots import (
     EVERY_DEVICE,
     GIB,
+    HISTORY,
+    LAST_STAGES,
     NOW,
     STARTED,
     ad_hoc_server,
@@ -23,10 +24,15 @@ from tests.expose.snapshots import (
     bare_device,
     crashed_server,
     device,
+    downloading,
     ended_local_server,
     fresh_server,
     gpu,
     life,
+    load,
+    loaded,
+    loading_life,
+    loading_server,
     local_server,
     lost_device,
     orphaned_device,
@@ -53,11 +59,20 @@ from vllm_agent.expose.metrics_page import (
     GPU_SERIES_BUDGET,
     LOCAL_SERIES_BUDGET,
 )
+from vllm_agent.lifecycle.load_progress import LoadProgress, Weights
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Tally
 from vllm_agent.lifecycle.states import Initiator, LifecycleMode, Phase, ServerState
-from vllm_agent.observations import Component, ComponentRole, Instant, Probe, ProbeCause
+from vllm_agent.observations import (
+    Component,
+    ComponentRole,
+    Download,
+    Instant,
+    Probe,
+    ProbeCause,
+    Stage,
+)
 from vllm_agent.snapshot import (
     CollectorSnapshot,
     FaultCount,
@@ -73,7 +88,6 @@ EVERY_FAMILY: tuple[Family[Any], ...] = (
     *GPU_FAMILIES,
     *AGENT_FAMILIES,
 )
-HISTOGRAM_SERIES = len(Histogram().counts) + 2
 
 
 def samples(name: str, subject: object, now: Instant = NOW) -> dict[tuple[str, ...], SampleValue]:
@@ -92,7 +106,9 @@ def series_by_family(subject: ServerSnapshot) -> dict[str, int]:
     found = {family.name: list(family.samples(subject)) for family in SERVER_FAMILIES}
     found |= {family.name: list(family.samples(moment)) for family in MOMENT_FAMILIES}
     return {
-        name: sum(HISTOGRAM_SERIES if isinstance(value, Histogram) else 1 for _, value in listed)
+        name: sum(
+            len(value.counts) + 2 if isinstance(value, Histogram) else 1 for _, value in listed
+        )
         for name, listed in found.items()
     }
 
@@ -117,26 +133,40 @@ def failing_server() -> ServerSnapshot:
     )
 
 
+S = ServerState
+LOCAL_CHANGES = (
+    *((S.UNKNOWN, S.STARTING), (S.UNKNOWN, S.RUNNING), (S.STARTING, S.RUNNING)),
+    *((S.STARTING, S.FAILED), (S.STARTING, S.STOPPING), (S.RUNNING, S.FAILED)),
+    *((S.FAILED, S.RUNNING), (S.RUNNING, S.STOPPING), (S.FAILED, S.STOPPING)),
+    *((S.STOPPING, S.STOPPED), (S.STOPPING, S.CRASHED), (S.STOPPED, S.STARTING)),
+    (S.CRASHED, S.STARTING),
+)
+"""The changes of state that a local server goes through in ordinary life."""
+
+
 def fullest_local_server() -> ServerSnapshot:
-    """8 GPUs with an engine, a worker and an API server each, that has been through a lot."""
+    """8 GPUs with an engine, a worker and an API server each: up, after a lot, but failing."""
     parts = [
         Component(role, f"dp{rank}", 100 + rank, is_alive=True)
         for role in ComponentRole
         for rank in range(8)
     ]
-    failing = failing_server()
-    tally = failing.life.tally
-    for reason in (Reason.ENGINE_DIED, Reason.HOST_OOM, Reason.GPU_OOM):
+    tally = Tally(launches=2).with_launch(Initiator.OUTSIDE)
+    for reason in (Reason.ENGINE_DIED, Reason.GPU_OOM):
         tally = tally.with_crash(reason, NOW)
-    for old, new in pairwise((*ServerState, *reversed(ServerState))):
+    for old, new in LOCAL_CHANGES:
         tally = tally.with_transition(old, new)
-    ending = Ending(2, NOW, ServerState.CRASHED, Reason.GPU_OOM, 2, exit_code=1)
+    failing = failing_server()
     causes = (ProbeCause.REFUSED, ProbeCause.RESET, ProbeCause.TIMEOUT, ProbeCause.HTTP_5XX)
-    lived = replace(
-        failing.life,
+    lived = life(
+        Phase.UNREADY,
+        reason=Reason.UNRESPONSIVE,
         tally=tally,
-        last_ending=ending,
+        last_ending=Ending(2, NOW, ServerState.CRASHED, Reason.GPU_OOM, 2, exit_code=1),
         state_time=replace(failing.life.state_time, seconds=dict.fromkeys(ServerState, 1.0)),
+        launch=loading_life().launch,
+        load=loaded(),
+        load_history=HISTORY,
     )
     return local_server(
         life=lived,
@@ -146,6 +176,33 @@ def fullest_local_server() -> ServerSnapshot:
             for probe, stats in failing.probes.items()
         },
     )
+
+
+def fullest_in(load: LoadProgress) -> ServerSnapshot:
+    """The same in a load that has stalled."""
+    served = fullest_local_server()
+    stalled = replace(
+        served.life,
+        phase=Phase.STALLED,
+        reason=Reason.LOAD_STALLED,
+        is_sleeping=None,
+        load=replace(load, is_stalled=True),
+    )
+    return replace(served, life=stalled)
+
+
+def fullest_downloading_server() -> ServerSnapshot:
+    return fullest_in(downloading())
+
+
+def fullest_loading_server() -> ServerSnapshot:
+    """In its weights, after a download."""
+    return fullest_in(load())
+
+
+def fullest_warming_server() -> ServerSnapshot:
+    """In the last of all stages."""
+    return fullest_in(loaded(stage=Stage.WARMUP, ended=None))
 
 
 # --- declarations
@@ -448,6 +505,10 @@ def test_durations_of_health_only():
     assert durations == {("health",): server().probes[Probe.HEALTH].durations}
 
 
+def in_load(load: LoadProgress, phase: Phase = Phase.LOADING, **changes: Any) -> ServerSnapshot:
+    return loading_server(life=loading_life(phase, load=load, **changes))
+
+
 def test_load_stage_is_complete_and_none_where_nothing_loads():
     assert samples("load_stage", server()) == {("none",): 1}
     local = samples("load_stage", server(mode=LifecycleMode.MONITORED))
@@ -455,9 +516,106 @@ def test_load_stage_is_complete_and_none_where_nothing_loads():
     assert [values for values, value in local.items() if value] == [("none",)]
 
 
-@pytest.mark.parametrize("make", [server, local_server])
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.NONE])
+@pytest.mark.parametrize("phase", [Phase.LOADING, Phase.STALLED])
+def test_the_stage_of_a_load_is_the_one_that_is_1(stage, phase):
+    expected = {(one,): float(one is stage) for one in Stage}
+    assert samples("load_stage", in_load(load(stage=stage), phase)) == expected
+
+
+OTHER_PROCESS = replace(load().process, pid=9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: server(life=life(Phase.LOADING)),
+        lambda: local_server(life=life(Phase.LOADING)),
+        lambda: in_load(load(process=OTHER_PROCESS)),
+        lambda: in_load(loaded()),
+    ],
+)
 def test_an_unknown_load_stage_is_not_exported(make):
-    assert samples("load_stage", make(life=life(Phase.LOADING))) == {}
+    assert samples("load_stage", make()) == {}
+    for name in ("load_progress_ratio", "load_last_progress_timestamp_seconds", "load_stalled"):
+        assert samples(name, make()) == {}
+
+
+WATCHED = (
+    *("load_progress_ratio", "load_download_bytes", "load_download_size_bytes"),
+    *("load_weights_bytes", "load_weights_size_bytes"),
+    *("load_last_progress_timestamp_seconds", "load_stalled"),
+)
+
+
+def watched(subject: ServerSnapshot) -> dict[str, dict[tuple[str, ...], SampleValue]]:
+    """What is told of a load that is under way."""
+    return {name: found for name in WATCHED if (found := samples(name, subject))}
+
+
+def test_a_load_of_weights_tells_how_far_it_is():
+    assert watched(loading_server()) == {
+        "load_progress_ratio": {("load_weights",): 4 / 15},
+        "load_weights_bytes": {(): 4 * GIB},
+        "load_weights_size_bytes": {(): 15 * GIB},
+        "load_last_progress_timestamp_seconds": {(): 1_750_000_099},
+        "load_stalled": {(): 0},
+    }
+
+
+def test_a_download_tells_how_far_it_is():
+    assert watched(in_load(downloading(), Phase.STALLED)) == {
+        "load_progress_ratio": {("download",): 0.2},
+        "load_download_bytes": {(): 3 * GIB},
+        "load_download_size_bytes": {(): 15 * GIB},
+        "load_last_progress_timestamp_seconds": {(): 1_750_000_099},
+        "load_stalled": {(): 0},
+    }
+
+
+def test_what_nobody_can_measure_of_a_load_is_not_exported():
+    unknown = Download(3 * GIB, None, None, is_under_way=True)
+    blind = watched(in_load(downloading(download=unknown, is_stalled=None)))
+    assert blind.keys() == {"load_download_bytes", "load_last_progress_timestamp_seconds"}
+    counted = watched(in_load(load(weights=Weights(4, 11, None, None))))
+    assert counted["load_progress_ratio"] == {("load_weights",): 3 / 11}
+    assert not {"load_weights_bytes", "load_weights_size_bytes"} & counted.keys()
+
+
+@pytest.mark.parametrize("stage", [Stage.INIT, Stage.COMPILE, Stage.WARMUP])
+def test_a_stage_without_bytes_has_none_whatever_came_before(stage):
+    told = watched(in_load(load(stage=stage)))
+    assert told.keys() == {"load_last_progress_timestamp_seconds", "load_stalled"}
+
+
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.CRASHED, Phase.ENDING])
+def test_a_load_that_is_over_tells_nothing_but_how_long_its_stages_were(phase):
+    subject = in_load(loaded(), phase)
+    assert watched(subject) == {}
+    assert len(samples("load_stage_seconds", subject)) == 5
+
+
+def test_the_seconds_of_a_stage_run_up_to_the_scrape():
+    assert samples("load_stage_seconds", loading_server()) == {
+        ("init",): 10,
+        ("download",): 30,
+        ("load_weights",): 30.5,
+    }
+
+
+def test_the_stages_of_a_load_that_this_agent_did_not_see_are_those_of_the_last():
+    expected = {(str(stage),): seconds for stage, seconds in LAST_STAGES.items()}
+    unseen = local_server(life=life(load_history=HISTORY))
+    assert samples("load_stage_seconds", unseen) == expected
+    assert samples("load_stage_seconds", in_load(load(process=OTHER_PROCESS))) == expected
+    assert samples("load_stage_seconds", local_server()) == {}
+    assert samples("load_stage_seconds", server()) == {}
+
+
+def test_load_durations_after_the_first_load():
+    assert samples("load_duration_seconds", local_server()) == {}
+    durations = samples("load_duration_seconds", loading_server())
+    assert durations == {(): Histogram(HISTORY.counts, 4_230.5)}
 
 
 # --- GPUs
@@ -594,7 +752,11 @@ def test_an_external_server_keeps_to_its_series_budget(make):
 
 
 @pytest.mark.parametrize(
-    "make", [local_server, ad_hoc_server, ended_local_server, fullest_local_server]
+    "make",
+    [
+        *(local_server, ad_hoc_server, ended_local_server, loading_server, fullest_local_server),
+        *(fullest_downloading_server, fullest_loading_server, fullest_warming_server),
+    ],
 )
 def test_a_local_server_keeps_to_its_series_budget(make):
     subject = make()

@@ -25,8 +25,10 @@ from tests.expose.snapshots import (
 from vllm_agent.expose import api_writes, encoded_views
 from vllm_agent.expose.family import label_value
 from vllm_agent.expose.http_api import MAX_BODY_BYTES
+from vllm_agent.lifecycle.server_life import Launch
 from vllm_agent.lifecycle.states import Phase
 from vllm_agent.snapshot import CollectorSnapshot
+from vllm_agent.store import History, LaunchRecord
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -234,6 +236,30 @@ async def test_a_bad_limit(reader, fake, limit) -> None:
     assert response.status == 400
     assert (await error_of(response))["code"] == "bad_limit"
     assert fake.asked_history == []
+
+
+LINE = "ERROR 06-15 15:08:09 [serving.py:81] the prompt of a user"
+
+
+async def test_lines_of_a_log_leave_through_the_control_socket_only(reader, control, fake) -> None:
+    ended = ended_local_server("llama")
+    assert ended.life.last_ending is not None
+    ending = replace(ended.life.last_ending, log=(LINE, "second"), holder="python3 (PID 7)")
+    launch = Launch(1, None, NOW, has_served=True)
+    fake.show(replace(ended, life=replace(ended.life, last_ending=ending, launch=launch)))
+    fake.past = History(launches=(LaunchRecord(launch, ending),))
+
+    for path in (*READS, "/metrics"):
+        for client in (reader, control):
+            text = await (await client.get(path)).text()
+            assert (LINE in text) == (client is control and path.endswith("/history")), path
+
+    (told,) = (await (await control.get("/api/v1/servers/llama/history")).json())["launches"]
+    assert told["ending"]["log"] == [LINE, "second"]
+    assert told["ending"]["advice"].startswith("Run 'vllm-agent history llama' on its host")
+    (open_,) = (await (await reader.get("/api/v1/servers/llama/history")).json())["launches"]
+    assert open_["ending"] == {k: v for k, v in told["ending"].items() if k != "log"}
+    assert open_["ending"]["holder"] == "python3 (PID 7)"
 
 
 async def test_a_fault_is_logged_once_and_tells_nothing_of_the_inside(reader, fake, caplog) -> None:

@@ -53,6 +53,8 @@ def test_a_crashed_server_tells_why_and_what_to_do() -> None:
         "evidence": [],
         "exit_code": None,
         "signal": None,
+        "holder": None,
+        "advice": REASON_TEXT[Reason.UNREACHABLE].advice,
     }
     assert view["process_start_time_seconds"] is None
 
@@ -63,6 +65,7 @@ def test_what_is_unknown_is_null() -> None:
     unknown = (
         *("reason", "advice", "sleeping", "model_name", "version", "process_start_time_seconds"),
         *("last_ending", "last_check_timestamp_seconds", "maintenance_until_timestamp_seconds"),
+        "load",
     )
     assert {key: view[key] for key in unknown} == dict.fromkeys(unknown)
 
@@ -290,7 +293,10 @@ def test_gpus_tell_their_collector_and_what_is_seen_of_them() -> None:
 
 def test_history_tells_transitions_and_launches_with_their_endings() -> None:
     at = Instant(0.0, 1_750_000_000.5)
-    ending = Ending(1, at, ServerState.CRASHED, Reason.GPU_OOM, 2, ("its log says gpu_oom",), 1)
+    told = ("its log says: out of memory",)
+    ending = Ending(
+        1, at, ServerState.CRASHED, Reason.GPU_OOM, 2, told, 1, log=("ERROR: a prompt",)
+    )
     past = History(
         (Transition(at, Phase.READY, Phase.LOST, Reason.UNREACHABLE, "refused", 1),),
         (
@@ -299,8 +305,9 @@ def test_history_tells_transitions_and_launches_with_their_endings() -> None:
         ),
     )
 
-    view = history_view("llama", past)
+    view = history_view(snapshots.local_server(), past, with_logs=False)
 
+    assert view["server"] == "llama"
     assert view["transitions"] == [
         {
             "timestamp_seconds": 1_750_000_000.5,
@@ -316,5 +323,9 @@ def test_history_tells_transitions_and_launches_with_their_endings() -> None:
     newest, oldest = view["launches"]
     assert (newest["number"], newest["ending"]) == (2, None)
     assert oldest["ending"] is not None
-    assert oldest["ending"]["evidence"] == ["its log says gpu_oom"]
+    assert oldest["ending"]["evidence"] == ["its log says: out of memory"]
     assert oldest["ending"]["exit_code"] == 1
+    assert "log" not in oldest["ending"]
+
+    _, logged = history_view(snapshots.local_server(), past, with_logs=True)["launches"]
+    assert logged["ending"] == {**oldest["ending"], "log": ["ERROR: a prompt"]}

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.expose.snapshots import (
     CONTAINER,
@@ -23,10 +24,16 @@ from tests.expose.snapshots import (
     bare_device,
     crashed_server,
     device,
+    downloading,
     ended_local_server,
     gpu,
     life,
+    load,
+    loaded,
+    loading_life,
+    loading_server,
     local_server,
+    look,
     lost_device,
     orphaned_device,
     orphans,
@@ -36,9 +43,11 @@ from tests.expose.snapshots import (
 )
 from vllm_agent.expose.status_page import HEADERS, render
 from vllm_agent.expose.status_page.gpus import MAX_LINES
-from vllm_agent.expose.status_page.rows import moment
+from vllm_agent.expose.status_page.words import moment, span
+from vllm_agent.lifecycle.load_history import LoadHistory
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.states import PHASE_STATE, Phase
+from vllm_agent.observations import Download, Stage, VllmCommand
 from vllm_agent.snapshot import CollectorSnapshot, FaultCount, GpuStranger
 
 VOID = {"meta", "br"}
@@ -168,6 +177,65 @@ def test_a_part_that_is_gone_and_what_was_left_behind_are_shown() -> None:
 
     cell = processes_cell(ended_local_server())
     assert cell.endswith(">none</span><br><strong>2 orphaned</strong>")
+
+
+def why(shown) -> str:
+    html = render(agent(shown), NOW)
+    return re.sub(" +", " ", Page(html.partition('<td class="why">')[2].partition("</td>")[0]).text)
+
+
+def test_a_load_shows_its_stage_with_a_bar_and_what_is_left() -> None:
+    html = render(agent(loading_server()), NOW)
+
+    assert (
+        '<progress aria-label="load_weights of llama" max="1" value="0.267">27 %</progress> 27 %'
+    ) in html
+    assert why(loading_server()) == (
+        "stage load_weights for 30 s, 55 s the last time 27 % 27 %, shard 4 of 11, "
+        "4.0 GiB of 15.0 GiB, about 2 min left"
+    )
+
+
+def test_a_download_shows_its_bytes() -> None:
+    shown = loading_server(life=loading_life(load=downloading()))
+    assert "stage download for 60 s 20 % 20 %, 3.0 GiB of 15.0 GiB, about " in why(shown)
+
+    unmeasured = downloading(download=Download(3 * GIB, None, None, is_under_way=True))
+    shown = loading_server(life=loading_life(load=unmeasured, load_history=LoadHistory()))
+    assert why(shown) == "stage download for 60 s 3.0 GiB"
+    assert "<progress" not in render(agent(shown), NOW)
+
+
+def test_a_stage_that_nothing_measures_has_no_bar() -> None:
+    shown = loading_server(life=loading_life(load=load(stage=Stage.COMPILE)))
+    assert why(shown) == "stage compile for 30 s, 40 s the last time about 18 s left"
+
+
+def test_a_stalled_load_says_so_with_the_advice() -> None:
+    stalled = load(is_stalled=True, look=look(trouble="NCCL <timeout>"))
+    reason = Reason.LOAD_STALLED
+    shown = loading_server(life=loading_life(Phase.STALLED, load=stalled, reason=reason))
+
+    assert "No progress in stage load_weights for 1 s" in why(shown)
+    assert why(shown).endswith("stalled , last progress 1 second ago")
+
+    unseen = load(is_stalled=None, look=look(trouble="NCCL <timeout>"))
+    told = why(loading_server(life=loading_life(load=unseen)))
+    assert "nothing is seen that could tell whether it moves; last progress 1 second ago" in told
+    assert told.endswith("its log says: NCCL <timeout>")
+
+
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.CRASHED, Phase.ENDING])
+def test_a_load_that_is_over_is_not_on_the_page(phase) -> None:
+    assert "stage" not in why(loading_server(life=loading_life(phase, load=loaded())))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (119, "119 s"), (150, "2 min"), (3_570, "1 h 0 min"), (7_980, "2 h 13 min")],
+)
+def test_a_span_of_time(seconds, text) -> None:
+    assert span(seconds) == text
 
 
 def gpu_cells(*shown, row=0) -> dict[str, str]:
@@ -344,8 +412,8 @@ def test_the_policy_allows_this_style_and_nothing_else() -> None:
     assert len(styles) == 1
 
 
-@given(agents)
-def test_whatever_a_server_says_stays_text(snapshot) -> None:
+@given(agents, st.sampled_from([Phase.LOADING, Phase.STALLED, Phase.CRASHED]))
+def test_whatever_a_server_says_stays_text(snapshot, phase) -> None:
     hostile = "\"'><script>alert(1)</script>&"
     part = replace(ENGINE, rank=hostile, is_alive=False)
     changed = replace(
@@ -356,8 +424,13 @@ def test_whatever_a_server_says_stays_text(snapshot) -> None:
                 model_name=hostile,
                 name=s.name + hostile,
                 model_names=(hostile, f"b{hostile}"),
-                sighting=sighting(unit=hostile),
+                sighting=sighting(unit=hostile, command=VllmCommand(model=f"/{hostile}")),
                 tree=tree(components=(part,)),
+                life=loading_life(
+                    phase,
+                    reason=Reason.MODEL_NOT_FOUND,
+                    load=load(look=look(trouble=hostile)),
+                ),
             )
             for s in snapshot.servers
         ),

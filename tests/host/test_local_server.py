@@ -20,7 +20,7 @@ from vllm_agent.demo.launch import StandIn, free_port
 from vllm_agent.host import local_launch, local_server
 from vllm_agent.host.clock import now
 from vllm_agent.host.idle_connection import IdleConnection
-from vllm_agent.host.local_launch import LocalHost
+from vllm_agent.host.local_host import LocalHost
 from vllm_agent.host.local_server import LocalServer
 from vllm_agent.host.proc import Proc
 from vllm_agent.host.process_table import ProcessTable

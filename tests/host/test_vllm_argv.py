@@ -333,6 +333,42 @@ def test_file_stands_behind_the_line(line, config, expected):
     assert {name: getattr(parsed, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("M", (None, None, None, False)),
+        ("M --download-dir /d --revision v2 --load-format dummy", ("/d", "v2", "dummy", False)),
+        ("M --download_dir=../d --load fastsafetensors", ("../d", None, "fastsafetensors", False)),
+        ("M --revision a --revision refs/pr/1", (None, "refs/pr/1", None, False)),
+        ("M --download-dir None --load-format=", (None, None, None, False)),
+        ("M --code-revision x --tokenizer-revision y", (None, None, None, False)),
+        ("--enforce-eager M", (None, None, None, True)),
+        ("M --enforce_eager", (None, None, None, True)),
+        ("M --enforce-eager --no-enforce-eager", (None, None, None, False)),
+        ("M --disable-enforce-eager", (None, None, None, False)),
+        ("M -O0", (None, None, None, True)),
+        ("M -O 0", (None, None, None, True)),
+        ("M -O3", (None, None, None, False)),
+        ("M -O0 -O2", (None, None, None, False)),
+        ("M --optimization-level 0", (None, None, None, True)),
+        ('M --compilation-config {"mode":0}', (None, None, None, False)),
+    ],
+)
+def test_what_is_loaded_and_how(line, expected):
+    parsed = command(line)
+    loaded = (parsed.download_dir, parsed.revision, parsed.load_format, parsed.is_eager)
+    assert (parsed.model, loaded) == ("M", expected)
+
+
+def test_what_is_loaded_can_stand_in_the_file():
+    config = {"download_dir": "/d", "revision": "v2", "load-format": "hf", "enforce_eager": True}
+    parsed = command("M --config f.yaml", config)
+    assert (parsed.download_dir, parsed.revision, parsed.load_format) == ("/d", "v2", "hf")
+    assert parsed.is_eager
+    assert not command("M --config f.yaml --no-enforce-eager", config).is_eager
+    assert command("M --config f.yaml", {"enforce-eager": "yes"}).is_eager
+
+
 def test_file_is_asked_for_as_the_process_wrote_it():
     asked = []
 

@@ -17,44 +17,48 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.host.log_scene import (
+    FATAL,
+    LOST,
+    NO_MEMORY,
+    NO_PORT,
+    STOPPED,
+    Drops,
+    Reader,
+    append,
+    line,
+)
 from vllm_agent.demo.launch import StandIn
-from vllm_agent.host.proc import Proc
-from vllm_agent.host.vllm_log import (
+from vllm_agent.host.log_file import (
     MAX_READ_BYTES,
     MAX_TAIL_BYTES,
+    NotAFileError,
+)
+from vllm_agent.host.proc import Proc
+from vllm_agent.host.vllm_log import (
     Logs,
     LogTail,
-    NotAFileError,
     Source,
+    configured_logs,
     find_logs,
 )
 from vllm_agent.host.vllm_markers import MarkKind, decisive
-from vllm_agent.observations import ProcessId, Sighting, SightKind, VllmCommand
+from vllm_agent.observations import (
+    LogProgress,
+    ProcessId,
+    Sight,
+    Sighting,
+    SightKind,
+    Stage,
+    VllmCommand,
+)
 
-LOST = "AsyncLLM output_handler failed."
-FATAL = "EngineCore encountered a fatal error."
-STOPPED = "[shutdown] API server: shutdown triggered"
 CONTAINER = "4" * 64
-
-
-def line(message: str = LOST, *, pid: int = 77, at: float | None = None) -> bytes:
-    stamp = time.strftime("%m-%d %H:%M:%S", time.localtime(at))
-    return f"(APIServer pid={pid}) ERROR {stamp} [x.py:1] {message}\n".encode()
-
-
-class Drops(list[str]):
-    def __call__(self, kind: str) -> None:
-        self.append(kind)
 
 
 def tail_of(path: Path, drops: Drops | None = None, **facts) -> LogTail:
     facts = {"started_unix_seconds": 0.0, "is_new": True} | facts
     return LogTail(Source(path=str(path), **facts), Drops() if drops is None else drops)
-
-
-def append(path: Path, content: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(content)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def names(tail: LogTail | Logs, *pids: int) -> list[str]:
-    return [mark.name for mark in tail.read(pids)]
+    return [mark.name for mark in Reader().read(tail, pids)]
 
 
 def test_markers_come_once_and_in_order(log):
@@ -75,7 +79,7 @@ def test_markers_come_once_and_in_order(log):
         assert names(tail) == ["engine failed", "API server lost its engine"]
         assert names(tail) == []
         append(log, line(STOPPED))
-        [mark] = tail.read()
+        [mark] = Reader().read(tail)
         assert mark.kind is MarkKind.STOP
         assert mark.at_seconds is None
         assert mark.written_seconds == pytest.approx(time.time(), abs=5)
@@ -140,7 +144,7 @@ def test_looking_back_stops_where_the_launch_begins(log):
 def test_looking_back_is_over_after_the_first_read(log):
     append(log, b"INFO:     something\n")
     with tail_of(log, is_new=False) as tail:
-        tail.read()
+        names(tail)
         append(log, line(LOST) + line("non-default args: {'port': 1}"))
         assert names(tail) == ["API server lost its engine"]
 
@@ -162,13 +166,47 @@ def test_looking_back_at_exactly_the_bound_loses_no_line(log):
         assert names(tail, 6) == ["engine failed"]
 
 
+def test_looking_back_takes_bare_lines_with_the_line_above_them(log):
+    """For causes and the load; what ends a launch is not judged by them."""
+    bare = b"Loading safetensors checkpoint shards:  50% Completed | 3/6 [00:01<00:01,  2it/s]\n"
+    append(log, b"ValueError: of another\n" + line("Starting to load model x...", pid=6) + bare)
+    append(log, f"{NO_PORT}\n{LOST}\n".encode() + line("else", pid=5) + NO_MEMORY.encode() + b"\n")
+    reader = Reader()
+    with tail_of(log, is_new=False) as tail:
+        assert reader.read(tail, (6,), is_loading=True) == []
+    assert reader.causes == ["address already in use"]
+    assert reader.told.progress == LogProgress(Stage.LOAD_WEIGHTS, 4, 3, 6)
+
+
+def test_looking_back_at_a_launch_that_began_just_now_takes_what_has_its_pid(log):
+    """The stamps of the launch before may be of the same second."""
+    append(log, line(LOST, pid=5) + f"{NO_PORT}\n".encode())
+    append(log, line("Resolved architecture: x", pid=6) + f"{NO_MEMORY}\n".encode())
+    reader = Reader()
+    with tail_of(log) as tail:
+        append(log, line("Starting to load model x...", pid=7) + b"bare\n")
+        assert reader.read(tail, (6,), is_loading=True) == []
+    assert reader.causes == ["the GPU is out of memory"]
+    assert reader.told.progress.stage is Stage.LOAD_WEIGHTS
+    assert reader.told.progress.new_lines == 4
+
+
+def test_a_line_of_a_process_that_is_not_known_yet_keeps_its_pid(log):
+    reader = Reader()
+    with tail_of(log) as tail:
+        append(log, line(LOST, pid=5))
+        assert reader.read(tail, (6,)) == []
+    [mark] = reader.found
+    assert (mark.pid, mark.name) == (5, "API server lost its engine")
+
+
 # Files that do not only grow.
 
 
 def test_a_truncated_file_is_read_from_its_beginning(log):
     with tail_of(log) as tail:
         append(log, line(LOST) * 3)
-        tail.read()
+        names(tail)
         os.truncate(log, 0)
         append(log, line(FATAL))
         assert names(tail) == ["engine failed"]
@@ -177,7 +215,7 @@ def test_a_truncated_file_is_read_from_its_beginning(log):
 def test_a_truncated_file_that_grew_beyond_where_it_was_is_noticed(log):
     with tail_of(log) as tail:
         append(log, line("short"))
-        tail.read()
+        names(tail)
         os.truncate(log, 0)
         append(log, line(FATAL) + line("more and more"))
         assert names(tail) == ["engine failed"]
@@ -186,7 +224,7 @@ def test_a_truncated_file_that_grew_beyond_where_it_was_is_noticed(log):
 def test_a_writer_without_append_leaves_zeros_when_its_file_is_truncated(log):
     with log.open("wb", buffering=0) as writer, tail_of(log) as tail:
         writer.write(line("x") * 1000)
-        tail.read()
+        names(tail)
         os.truncate(log, 0)
         writer.write(line(LOST))
         assert names(tail) == ["API server lost its engine"]
@@ -241,15 +279,6 @@ def test_a_disk_error_is_counted_and_survived(log, monkeypatch):
         assert names(tail) == ["API server lost its engine"]
 
 
-def test_a_disk_error_at_the_beginning_leaves_no_file_open(log, monkeypatch):
-    append(log, line(LOST))
-    before = Proc().fd_count(os.getpid())
-    monkeypatch.setattr(os, "pread", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
-    with pytest.raises(OSError, match="I/O error"):
-        tail_of(log)
-    assert Proc().fd_count(os.getpid()) == before
-
-
 # Bounds.
 
 
@@ -278,7 +307,7 @@ def test_a_line_without_an_end_is_not_kept(log):
     with tail_of(log) as tail:
         append(log, line(LOST)[:-1] + b"x" * 100_000)
         assert names(tail) == ["API server lost its engine"]
-        assert len(tail._rest) == 0
+        assert len(tail._file._rest) == 0
         append(log, b"x" * 100_000)
         assert names(tail) == []
         append(log, b"\n" + line(FATAL))
@@ -301,7 +330,7 @@ def test_a_log_that_grows_as_fast_as_it_can_does_not_hold_a_read(log, monkeypatc
         try:
             for _ in range(20):
                 asked.clear()
-                tail.read()
+                names(tail)
                 assert asked
                 assert sum(asked) <= MAX_READ_BYTES + 1000
         finally:
@@ -409,7 +438,7 @@ def test_each_marker_is_seen_once_whatever_happens_to_the_file(tmp_path, steps):
     with tail_of(path, is_rotated=True) as tail:
 
         def read() -> None:
-            seen.extend(mark.written_seconds or 0 for mark in tail.read())
+            seen.extend(mark.written_seconds or 0 for mark in Reader().read(tail))
             expected.extend(unread)
             unread.clear()
 
@@ -467,9 +496,93 @@ def test_the_log_of_a_container_has_the_launches_before_it_too(log, form):
     with tail_of(
         log, is_new=False, is_wrapped=True, has_host_pids=False, started_unix_seconds=now - 30
     ) as tail:
-        [mark] = tail.read()
+        [mark] = Reader().read(tail)
     assert mark.name == "engine failed"
     assert mark.written_seconds == pytest.approx(now, abs=0.001)
+
+
+@pytest.mark.parametrize("form", ["docker", "cri"])
+def test_the_rest_of_a_line_in_an_envelope_is_no_line(log, form):
+    """Runtimes cut lines at 16 kB: what comes next may be somebody's prompt."""
+
+    def part(text: str, tag: str, stream: str = "stdout") -> bytes:
+        if form == "docker":
+            end = "\n" if tag == "F" else ""
+            record = {"log": text + end, "stream": stream, "time": "2026-11-23T09:06:16Z"}
+            return json.dumps(record).encode() + b"\n"
+        return f"2026-11-23T09:06:16Z {stream} {tag} {text}\n".encode()
+
+    with tail_of(log, is_wrapped=True, has_host_pids=False) as tail:
+        append(log, part("(APIServer pid=1) INFO 11-23 09:06:58 [x.py:1] prompt: ", "P"))
+        append(log, part(LOST, "P") + part(FATAL, "F", "stderr"))
+        assert names(tail) == ["engine failed"]
+        append(log, part(LOST, "F") + part(LOST, "F"))
+        assert names(tail) == ["API server lost its engine"]
+
+
+def test_a_line_of_16_kilobytes_that_is_escaped_in_its_envelope_is_read(log):
+    text = line(LOST, pid=1).decode().strip() + "\x01" * 16_000
+    with tail_of(log, is_wrapped=True, has_host_pids=False) as tail:
+        append(log, json.dumps({"log": text + "\n", "time": "2026-11-23T09:06:16Z"}).encode())
+        append(log, b"\n")
+        assert names(tail) == ["API server lost its engine"]
+
+
+# A log that the configuration names.
+
+
+def configured(path: Path, drops: Drops | None = None, **facts) -> Logs:
+    facts = {"is_new": True} | facts
+    return configured_logs(
+        Proc(), sighting_of(os.getpid()), str(path), Drops() if drops is None else drops, **facts
+    )
+
+
+def test_a_configured_log_is_followed_across_rotation(log):
+    logs = configured(log)
+    assert logs.sight == Sight(SightKind.LOG, is_visible=True)
+    append(log, line(LOST))
+    log.rename(log.with_suffix(".1"))
+    append(log, line(FATAL))
+    assert names(logs) == ["API server lost its engine", "engine failed"]
+    logs.close()
+
+
+@pytest.mark.parametrize("form", ["plain", "docker", "cri"])
+def test_a_configured_log_may_have_envelopes(log, form):
+    logs = configured(log)
+    append(log, line(LOST) if form == "plain" else wrapped(LOST, form, time.time()))
+    assert names(logs) == ["API server lost its engine"]
+    logs.close()
+
+
+def test_a_configured_log_has_the_launches_before_it_too(log):
+    append(log, line(LOST, at=time.time() - 3600) + line("x", at=time.time() - 3600))
+    append(log, line(FATAL, pid=6))
+    logs = configured(log, is_new=False)
+    assert names(logs) == ["engine failed"]
+    logs.close()
+
+
+def test_a_configured_log_that_is_not_there_is_told(tmp_path):
+    path = tmp_path / "later.log"
+    logs = configured(path)
+    assert logs.tails == ()
+    assert logs.is_missing
+    assert not logs.sight.is_visible
+    assert "No such file" in logs.sight.why_not
+    append(path, line(LOST))
+    logs = configured(path, was_missing=True)
+    assert names(logs) == ["API server lost its engine"]
+    logs.close()
+
+
+def test_a_configured_log_that_is_a_fifo_is_not_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo")
+    opened = watch_opens(monkeypatch)
+    logs = configured(tmp_path / "fifo")
+    assert (logs.tails, logs.is_missing, opened) == ((), False, [])
+    assert "regular file" in logs.sight.why_not
 
 
 def sighting_of(pid: int, **facts) -> Sighting:
@@ -645,7 +758,7 @@ def test_the_log_of_a_server_says_how_it_ended(log, ending, kind):
     with StandIn.start("--speed", "20", "--ending", way, log=log) as server:
         logs = find(server.pid, start_seconds=time.time() - 1)
         server.wait()
-        mark = decisive(logs.read())
+        mark = decisive(Reader().read(logs))
         logs.close()
     assert mark is not None
     assert mark.kind is kind

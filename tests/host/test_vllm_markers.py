@@ -10,23 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_agent.host.log_line import MAX_LINE_BYTES, lines_of, read_line
 from vllm_agent.host.vllm_markers import (
     LATE_STOP_SECONDS,
+    MARKER_CANDIDATE,
     MARKERS,
-    MAX_LINE_BYTES,
     Marked,
     MarkKind,
-    candidates,
     decisive,
-    read_line,
+    mark_of,
 )
 
 LOGS = Path(__file__).parents[1] / "testdata" / "logs"
 STOP, DEATH = MarkKind.STOP, MarkKind.DEATH
 
 
+def candidates(content: bytes) -> list[bytes]:
+    return [raw for _, raw in lines_of(content, len(content), [MARKER_CANDIDATE], lambda _: False)]
+
+
 def marks_of(content: bytes) -> list[Marked]:
-    marks = (read_line(raw).mark() for raw in candidates(content))
+    marks = (mark_of(read_line(raw)) for raw in candidates(content))
     return [mark for mark in marks if mark is not None]
 
 
@@ -175,7 +179,7 @@ FORMS = {
 def test_each_form_of_a_line_is_understood(form):
     [raw] = candidates(FORMS[form] % LOST.encode() + b"\n")
     line = read_line(raw)
-    mark = line.mark()
+    mark = mark_of(line)
     assert mark is not None
     assert mark.name == "API server lost its engine"
     assert line.pid == 77

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.lifecycle.looks import REFUSED, failing, serving
 from tests.lifecycle.scene import Scene
@@ -13,13 +13,14 @@ from vllm_agent.lifecycle.events import (
     EndBegan,
     EndSettled,
     Knocked,
+    LoadLooked,
     Looked,
     ProcessAppeared,
     ProcessMissing,
     TreeSeen,
 )
 from vllm_agent.lifecycle.server_life import Policy
-from vllm_agent.observations import ComponentRole, Knock, Listener, ProbeCause
+from vllm_agent.observations import ComponentRole, Knock, Listener, LoadLook, ProbeCause
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.ending import EndingEvidence
@@ -80,6 +81,17 @@ class LocalScene(Scene):
     def knock(self, number: int | None = None, *, out_of_reach: str | None = None) -> Step:
         """A knock that the server did not answer."""
         return self.send(Knocked(self._of(number), Knock(False, out_of_reach)))  # noqa: FBT003
+
+    def witness(self, number: int | None = None, **seen: Any) -> Step:
+        """A look at its load; `seen` are fields of LoadLook, `io_bytes` is 0 unless given."""
+        look = LoadLook(**{"process": self._of(number), "at": self.now, "io_bytes": 0, **seen})
+        return self.send(LoadLooked(look))
+
+    def stall(self) -> Step:
+        """Its load goes on for load_timeout without a sign."""
+        self.witness(has_engine=True)
+        self.wait(self.policy.load_timeout_seconds)
+        return self.witness(has_engine=True)
 
     def see_tree(self, number: int | None = None, *, engines: int = 1, gone: int = 0) -> Step:
         return self.send(TreeSeen(tree(self._of(number), engines=engines, gone=gone)))

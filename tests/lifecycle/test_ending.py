@@ -338,6 +338,55 @@ def test_rule_5_the_main_process_exited_with_an_error(code: int) -> None:
     assert verdict(seen) == (CRASHED, Reason.EXIT_NONZERO, 5)
 
 
+def test_rule_5_a_launch_that_never_served_and_ended_with_2_had_bad_arguments() -> None:
+    seen = EndingEvidence(main_wait_status=exited(2), has_served=False)
+    assert verdict(seen) == (CRASHED, Reason.BAD_ARGUMENTS, 5)
+    assert verdict(replace(seen, has_served=True)) == (CRASHED, Reason.EXIT_NONZERO, 5)
+
+
+def test_rule_5_a_launch_whose_port_was_held_while_it_loaded_had_no_port() -> None:
+    seen = EndingEvidence(main_wait_status=exited(1), has_served=False, port_holder="nginx (PID 7)")
+    assert verdict(seen) == (CRASHED, Reason.PORT_IN_USE, 5)
+    assert "held by nginx (PID 7)" in judge(seen).evidence[0]
+    assert verdict(replace(seen, has_served=True)) == (CRASHED, Reason.EXIT_NONZERO, 5)
+    assert verdict(replace(seen, port_holder="")) == (CRASHED, Reason.EXIT_NONZERO, 5)
+
+
+@pytest.mark.parametrize(
+    ("cause", "held"),
+    [
+        (Reason.PORT_IN_USE, "its port is held by nginx (PID 7)"),
+        (Reason.GPU_MEMORY_TAKEN, "GPU memory is held by an orphan"),
+        (Reason.GPU_OOM, None),
+    ],
+)
+def test_who_held_what_it_needed_is_told_where_that_was_the_cause(
+    cause: Reason, held: str | None
+) -> None:
+    seen = EndingEvidence(
+        main_wait_status=exited(1),
+        logged_cause=cause,
+        logged_pattern="a line",
+        port_holder="nginx (PID 7)",
+        gpu_holder="an orphan",
+    )
+    evidence = judge(seen).evidence
+    assert evidence[0] == "its log says: a line"
+    assert [text for text in evidence if "held by" in text] == ([] if held is None else [held])
+
+
+def test_a_cause_in_the_log_that_did_not_decide_is_told_too() -> None:
+    seen = EndingEvidence(
+        main_wait_status=signal.SIGTERM,
+        stop_sign_seconds=1.0,
+        logged_cause=Reason.NCCL,
+        logged_cause_seconds=2.0,
+        logged_pattern="NCCL error",
+    )
+    assert verdict(seen) == (STOPPED, None, 3)
+    assert "its log also says: NCCL error" in judge(seen).evidence
+
+
 def test_rule_6_everything_else_was_on_its_way_out() -> None:
     leaving = (*LEAVING, at_close(API, gone=True))
     assert verdict(replace(STOP, at_close=leaving)) == (STOPPED, None, 6)

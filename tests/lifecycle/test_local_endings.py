@@ -16,7 +16,7 @@ from tests.lifecycle.sightings import (
     TOLD_TO_STOP,
     UNEXPLAINED,
 )
-from vllm_agent.lifecycle.events import DropConnection, LoadStalled
+from vllm_agent.lifecycle.events import DropConnection
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import Phase, ServerState
 from vllm_agent.lifecycle.step import ENDING_SECONDS
@@ -76,7 +76,7 @@ def test_an_end_can_begin_in_every_phase_of_a_live_server(
 ) -> None:
     match phase:
         case Phase.STALLED:
-            loading.send(LoadStalled())
+            loading.stall()
         case Phase.UNREADY:
             loading.answer_wrongly(3)
         case Phase.UNREACHED:

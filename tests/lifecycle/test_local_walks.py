@@ -36,8 +36,7 @@ from vllm_agent.lifecycle.events import (
     Event,
     Follow,
     Knocked,
-    LoadProgressed,
-    LoadStalled,
+    LoadLooked,
     Looked,
     MaintenanceSet,
     ProcessAppeared,
@@ -50,7 +49,7 @@ from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import Phase, ServerState
 from vllm_agent.lifecycle.step import ENDING_SECONDS
 from vllm_agent.lifecycle.transitions import TRANSITIONS, Trigger
-from vllm_agent.observations import ComponentRole, Instant, Knock
+from vllm_agent.observations import ComponentRole, Instant, Knock, LoadLook, Shard
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Ending
@@ -252,9 +251,21 @@ class LocalWalk(RuleBasedStateMachine):
         return {launch.process for launch in self.scene.life.unsettled}
 
     @precondition(lambda self: self.is_watching)
-    @rule(is_stalled=st.booleans())
-    def load_stalls_or_progresses(self, *, is_stalled: bool) -> None:
-        self.tell(LoadStalled() if is_stalled else LoadProgressed())
+    @rule(mebibytes=st.integers(0, 3), is_mapped=st.booleans())
+    def load_is_looked_at(self, *, mebibytes: int, is_mapped: bool) -> None:
+        """Be it of the newest launch or of another; only one that loads is moved by it."""
+        before = self.scene.life
+        shards = (Shard(1, 1 + mebibytes, 4),) if is_mapped else ()
+        for launch in self.followed[-2:]:
+            look = LoadLook(
+                process=launch.process,
+                at=self.scene.now,
+                shards=shards,
+                io_bytes=mebibytes << 20,
+            )
+            self.tell(LoadLooked(look))
+        if before.phase not in {Phase.LOADING, Phase.STALLED}:
+            assert self.scene.life.phase is before.phase
 
     @precondition(lambda self: self.is_watching)
     @rule()

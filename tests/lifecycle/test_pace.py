@@ -10,7 +10,6 @@ from tests.lifecycle.local_scene import HEADLESS, LocalScene
 from tests.lifecycle.looks import STARTED
 from tests.lifecycle.scene import Scene
 from tests.lifecycle.sightings import KILLED, TOLD_TO_STOP
-from vllm_agent.lifecycle.events import LoadStalled
 from vllm_agent.lifecycle.pace import (
     KNOCK_SECONDS,
     is_knocked_at,
@@ -123,7 +122,7 @@ def test_so_is_every_server_that_has_not_served(how: str) -> None:
             scene.knock(out_of_reach="firewall")
         case "stalled":
             scene.knock()
-            scene.send(LoadStalled())
+            scene.stall()
     assert next_look(scene) == KNOCK_SECONDS
     assert is_knocked_at(scene.life, scene.policy)
 

@@ -18,6 +18,7 @@ SOURCES = [
 
 ALLOWED_IMPORTS = {
     "__future__",
+    "bisect",
     "collections",
     "collections.abc",
     "dataclasses",

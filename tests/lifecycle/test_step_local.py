@@ -21,9 +21,9 @@ from vllm_agent.lifecycle.events import (
     DropConnection,
     Follow,
     KeepConnection,
-    LoadProgressed,
-    LoadStalled,
+    LeaveLoad,
     LookNow,
+    WatchLoad,
 )
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Policy
@@ -74,7 +74,7 @@ def test_one_without_a_process_is_stopped_however_its_port_answers() -> None:
 def test_a_new_process_is_starting_at_once(loading: LocalScene) -> None:
     assert loading.seen() == (STARTING, None)
     done = loading.steps[-1]
-    assert done.effects == (Follow(loading.newest), LookNow())
+    assert done.effects == (Follow(loading.newest), LookNow(), WatchLoad())
     assert done.launch is not None
     assert (done.launch.number, done.launch.process) == (1, process(1))
     assert done.launch.start_seconds == loading.newest.start_seconds
@@ -171,7 +171,7 @@ def test_it_runs_when_it_serves_and_stays_the_same_launch(running: LocalScene) -
     assert running.launches == 1
     assert running.life.launch is not None
     assert running.life.launch.has_served
-    assert running.steps[-1].effects == (KeepConnection(),)
+    assert running.steps[-1].effects == (KeepConnection(), LeaveLoad())
     assert running.life.tally.transitions == {(UNKNOWN, STARTING): 1, (STARTING, RUNNING): 1}
 
 
@@ -226,27 +226,25 @@ def test_a_list_of_models_that_is_withheld_is_no_evidence() -> None:
 
 
 def test_a_load_without_progress_is_failed_and_recovers_by_progress(loading: LocalScene) -> None:
-    loading.wait(300.0).send(LoadStalled())
+    loading.stall()
     assert loading.seen() == (FAILED, Reason.LOAD_STALLED)
     loading.answer_wrongly(3)
     loading.knock()
     assert loading.seen() == (FAILED, Reason.LOAD_STALLED)
-    loading.send(LoadProgressed())
+    loading.witness(has_engine=True, io_bytes=2**20)
     assert loading.seen() == (STARTING, None)
 
 
 def test_a_stalled_load_recovers_by_serving(loading: LocalScene) -> None:
-    loading.send(LoadStalled())
+    loading.stall()
     loading.answer()
     assert loading.seen() == (RUNNING, None)
 
 
-@pytest.mark.parametrize("event", [LoadStalled(), LoadProgressed()])
-def test_load_progress_is_of_no_interest_once_it_runs(
-    running: LocalScene, event: LoadStalled | LoadProgressed
-) -> None:
-    running.send(event)
+def test_load_progress_is_of_no_interest_once_it_runs(running: LocalScene) -> None:
+    running.stall()
     assert running.seen() == (RUNNING, None)
+    assert running.life.load is None
 
 
 # Out of reach.

@@ -13,9 +13,10 @@ import pytest
 from tests.runner.virtual_time import UNIX_START, VirtualLoop, run_virtually
 from vllm_agent import roster as roster_module
 from vllm_agent.config.choices import DiscoveryPage
-from vllm_agent.config.model import Config, DiscoveryConfig, MatchConfig, ServerConfig
+from vllm_agent.config.discovery import DiscoveryConfig
+from vllm_agent.config.model import Config, MatchConfig, ServerConfig
 from vllm_agent.expose.api_writes import CannotForgetError
-from vllm_agent.host.local_launch import LocalHost
+from vllm_agent.host.local_host import LocalHost
 from vllm_agent.host.proc import CommandLine
 from vllm_agent.lifecycle.ending import EndingEvidence
 from vllm_agent.lifecycle.events import EndBegan, EndSettled, Looked
@@ -81,6 +82,12 @@ class FakeLocalServer:
 
     async def knock(self) -> Knock:
         return Knock(is_accepted=False)
+
+    def watch_load(self) -> None:
+        """There is nothing to see of it."""
+
+    def leave_load(self) -> None:
+        """Nor now."""
 
     def sights(self) -> tuple[()]:
         return ()

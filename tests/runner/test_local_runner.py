@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING
 from tests.runner.test_server_runner import FakeEyes, FakeRecorder, now
 from tests.runner.virtual_time import UNIX_START, run_virtually
 from vllm_agent.lifecycle.ending import EndingEvidence
-from vllm_agent.lifecycle.events import EndBegan, EndSettled, ProcessMissing, TreeSeen
+from vllm_agent.lifecycle.events import (
+    EndBegan,
+    EndSettled,
+    LoadLooked,
+    ProcessMissing,
+    TreeSeen,
+)
 from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
 from vllm_agent.observations import (
     Knock,
     Listener,
+    LoadLook,
     Probe,
     ProcessId,
     ProcessTree,
@@ -30,6 +37,8 @@ from vllm_agent.server_runner import ServerRunner, Watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    import pytest
 
     from vllm_agent.lifecycle.events import Event
     from vllm_agent.snapshot import ServerSnapshot
@@ -58,6 +67,13 @@ class FakeProcesses:
     knocks: list[float] = field(default_factory=list)
     tell: Callable[[Event], None] | None = None
     is_closed: bool = False
+    is_load_watched: bool = False
+
+    def watch_load(self) -> None:
+        self.is_load_watched = True
+
+    def leave_load(self) -> None:
+        self.is_load_watched = False
 
     def follow(self, sighting: Sighting, tell: Callable[[Event], None]) -> None:
         self.followed.append(sighting)
@@ -316,5 +332,85 @@ def test_what_a_stranger_serves_is_not_shown_as_this_server() -> None:
             assert scene.runner.snapshot.model_names == shown.model_names
             health = scene.runner.snapshot.probes[Probe.HEALTH]
             assert health.requests > shown.probes[Probe.HEALTH].requests
+
+    run_virtually(main())
+
+
+# Its load.
+
+
+def load_look(process: Sighting, **seen: object) -> LoadLooked:
+    return LoadLooked(LoadLook(**{"process": process.process, "at": now(), "io_bytes": 0} | seen))  # type: ignore[arg-type]
+
+
+def test_a_load_is_watched_from_its_first_sight_until_it_serves() -> None:
+    async def main() -> None:
+        async with watching() as scene:
+            assert not scene.processes.is_load_watched
+            scene.appear(sighting(7))
+            await asyncio.sleep(0.5)
+            assert scene.processes.is_load_watched
+            await scene.serve()
+            assert not scene.processes.is_load_watched
+
+    run_virtually(main())
+
+
+def test_a_load_that_stalls_is_watched_on_and_one_that_ends_is_not() -> None:
+    async def main() -> None:
+        async with watching() as scene:
+            process = sighting(7)
+            scene.appear(process)
+            await asyncio.sleep(0.5)
+            scene.runner.tell(load_look(process, has_engine=True))
+            await asyncio.sleep(LOCAL.load_timeout_seconds)
+            assert scene.phase is Phase.LOADING
+            scene.runner.tell(load_look(process, has_engine=True))
+            await asyncio.sleep(0.1)
+            assert scene.phase is Phase.STALLED
+            assert scene.processes.is_load_watched
+            scene.runner.tell(EndBegan(process.process))
+            await asyncio.sleep(0.1)
+            assert not scene.processes.is_load_watched
+
+    run_virtually(main())
+
+
+def test_a_load_that_goes_on_is_logged_every_15_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        async with watching() as scene:
+            process = sighting(7)
+            scene.appear(process)
+            await asyncio.sleep(0.5)
+            for _ in range(40):
+                scene.runner.tell(load_look(process))
+                await asyncio.sleep(1.0)
+
+    run_virtually(main())
+    told = [record for record in caplog.records if record.message == "loading"]
+    assert [record.__dict__["seconds"] for record in told] == [16, 31]
+    assert {record.__dict__["stage"] for record in told} == {"init"}
+    assert {record.__dict__["server"] for record in told} == {"a"}
+
+
+def test_how_long_a_load_took_is_remembered_when_it_serves() -> None:
+    async def main() -> None:
+        recorder = FakeRecorder()
+        async with watching(recorder) as scene:
+            process = sighting(7)
+            scene.appear(process)
+            await asyncio.sleep(0.5)
+            scene.runner.tell(load_look(process))
+            await asyncio.sleep(20.0)
+            scene.runner.tell(load_look(process, shards=()))
+            await scene.serve()
+            history = scene.runner.snapshot.life.load_history
+            assert history.count == 1
+            assert history.last_seconds is not None
+            assert 20.0 <= history.last_seconds <= 23.0
+            assert recorder.memory is not None
+            assert recorder.memory.load_history == history
 
     run_virtually(main())

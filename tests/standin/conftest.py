@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_agent.demo.launch import StandIn
+from vllm_agent.host.failure_patterns import cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +49,20 @@ def ask(
         return Answer(response.status, found, response.read())
     finally:
         connection.close()
+
+
+def reason_in(log: str) -> str | None:
+    """The reason that the agent gives for a log: that of the first line of the best rank."""
+    found = [
+        (cause.rank, number, cause.reason)
+        for number, line in enumerate(log.splitlines())
+        if (taken := _LINE.fullmatch(line))
+        and (cause := cause_of(taken["message"], taken["level"])) is not None
+    ]
+    return min(found)[2] if found else None
+
+
+_LINE = re.compile(r"(?:\(\S+ pid=\d+\) (?P<level>[A-Z]+) \S+ \S+ \[\S+\] )?(?P<message>.*)")
 
 
 def refused(server: StandIn) -> bool:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.standin.conftest import refused, wait_log
+from tests.standin.conftest import reason_in, refused, wait_log
 from vllm_agent.demo.launch import NotServingError, title, write_checkpoint
-from vllm_agent.demo.standin.failures import FAILURES
+from vllm_agent.demo.standin.failures import FAILURES, reason_of
+from vllm_agent.demo.standin.options import HANGS
+from vllm_agent.lifecycle.reasons import Reason
 
 RECORDINGS = Path(__file__).parents[1] / "testdata" / "vllm-0.32.0"
 VARIABLE = re.compile(
@@ -118,29 +120,46 @@ def test_a_stale_unix_socket_is_in_use(start, tmp_path):
 
 
 RECORDED_FAILURES = {
+    "bad_arguments": "fail-bad-arguments.log",
+    "folder_missing": "fail-folder-missing.log",
+    "hf_auth": "fail-hub-gated.log",
+    "hf_network": "fail-hub-unreachable.log",
+    "hf_rate_limited": "fail-hub-rate-limited.log",
+    "model_not_found": "fail-hub-not-found.log",
     "port_in_use": "fail-port-in-use.log",
-    "model_not_found_offline": "fail-model-not-found-offline.log",
+    "airgapped": "fail-model-not-found-offline.log",
     "context_too_long": "fail-context-too-long.log",
     "kv_cache_too_small": "fail-kv-cache-memory.log",
 }
 
 
+MODELS = {"folder_missing": "/models/nothing-here", "airgapped": "org/does-not-exist"}
+FIRST_WORDS = re.compile(r"Traceback|usage|httpx2|'\[Errno|HTTP Error|ERROR.*Traceback")
+
+
 @pytest.mark.parametrize("reason", sorted(FAILURES.keys() - RECORDED_FAILURES))
 def test_failed_loads_end_with_their_status(start, reason):
     server = start("--fail-load", reason)
-    assert server.wait() == (2 if reason == "bad_arguments" else 1)
+    assert server.wait() == 1
     with pytest.raises(NotServingError):
         server.wait_serving()
+    assert reason_in(server.log_text()) == reason_of(reason)
 
 
 @pytest.mark.parametrize(("reason", "recording"), RECORDED_FAILURES.items())
 def test_failures_log_what_was_recorded(start, reason, recording):
-    server = start("--fail-load", reason)
-    assert server.wait() == 1
+    server = start("--fail-load", reason, model=MODELS.get(reason, "org/tiny"))
+    assert server.wait() == (2 if reason == "bad_arguments" else 1)
     lines = [normal(line) for line in (RECORDINGS / recording).read_text().splitlines()]
-    first = next(number for number, line in enumerate(lines) if "Traceback" in line)
+    first = next(n for n, line in enumerate(lines) if FIRST_WORDS.match(line))
     log = {normal(line) for line in server.log_text().splitlines()}
     assert [line for line in lines[first:] if line not in log] == []
+    assert reason_in(server.log_text()) == reason_of(reason)
+
+
+def test_every_reason_of_a_failure_is_one():
+    assert {reason_of(name) for name in FAILURES} <= set(Reason)
+    assert reason_of("folder_missing") == Reason.MODEL_NOT_FOUND
 
 
 def test_engine_failure_names_the_cause_before_the_wrapper(start):
@@ -165,6 +184,66 @@ def test_hung_load_stays_refused(start):
     with pytest.raises(NotServingError):
         server.wait_serving(timeout=0.3)
     assert refused(server)
+
+
+@pytest.mark.parametrize("stage", HANGS)
+def test_a_load_hangs_in_the_stage_that_is_asked_for(start, stage):
+    server = start("--hang-load", stage, "--speed", "1000")
+    wait_log(server, LAST_WORDS[stage])
+    with pytest.raises(NotServingError):
+        server.wait_serving(timeout=0.2)
+    said = server.log_text().splitlines()
+    assert LAST_WORDS[stage] in next(line for line in reversed(said) if "shm_broadcast" not in line)
+
+
+LAST_WORDS = {
+    "configure": "Model Runner V2 requires Triton",
+    "init": "reserved_cpus",
+    "load_weights": " 50% Completed | 3/6",
+    "compile": "Warming up model for the compilation",
+    "warmup": "Warming up done.",
+}
+
+
+@pytest.mark.parametrize("stage", ["configure", "load_weights", "compile"])
+def test_a_hang_may_spin(start, stage):
+    server = start("--hang-load", stage, "--hang-spin")
+    wait_log(server, LAST_WORDS[stage])
+    deadline, before = time.monotonic() + 10, cpu_seconds(server)
+    while cpu_seconds(server) < before + 0.3:
+        assert time.monotonic() < deadline, "it takes no CPU"
+        time.sleep(0.05)
+
+
+def cpu_seconds(server) -> float:
+    used = 0
+    for pid in server.pids():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used += int(fields[11]) + int(fields[12])
+    return used / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_engine_says_again_and_again_that_it_hears_nothing(start):
+    server = start("--hang-load", "compile", "--speed", "1000")
+    wait_log(server, "No available shared memory broadcast block found in 60 seconds.")
+    deadline = time.monotonic() + 10
+    while server.log_text().count("No available shared memory broadcast") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_compilation_fills_the_cache_that_is_named(serve, tmp_path):
+    log = serve(environment={"VLLM_CACHE_ROOT": str(tmp_path)}).log_text()
+    (path,) = re.findall(r"\(Worker pid=\d+\) .* saved AOT compiled function to (.*)", log)
+    assert Path(path).is_relative_to(tmp_path / "torch_compile_cache" / "torch_aot_compile")
+    assert Path(path).stat().st_size > 0
+    assert len(list(tmp_path.glob("torch_compile_cache/**/inductor_cache/*/*.py"))) == 8
+
+
+def test_an_eager_server_compiles_nothing(serve, tmp_path):
+    log = serve("--enforce-eager", environment={"VLLM_CACHE_ROOT": str(tmp_path)}).log_text()
+    assert "for the compilation" not in log
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_first_sigterm_of_a_load_is_swallowed(start):

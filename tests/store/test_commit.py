@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store import values
+from vllm_agent.lifecycle.load_history import LoadHistory
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Tally
 from vllm_agent.lifecycle.states import Phase
-from vllm_agent.observations import Instant
+from vllm_agent.observations import Instant, Stage
 from vllm_agent.store import History, LaunchRecord, Store
-from vllm_agent.store.bounds import MAX_TEXT_BYTES
+from vllm_agent.store.bounds import MAX_HOLDER_BYTES, MAX_LOG_BYTES, MAX_TEXT_BYTES
 from vllm_agent.store.database import Database
 
 
@@ -163,6 +164,35 @@ async def test_no_counter_is_ever_lowered(open_store):
     )
 
 
+async def test_no_load_is_ever_uncounted(open_store):
+    """An agent that could not read its counters in time commits fewer, and newer, loads."""
+    store = await open_store()
+    await store.commit("llama", replace(values.memory(), load_history=values.loads(9)))
+    first = LoadHistory(
+        counts=(1, 0, 0, 0, 0, 0),
+        sum_seconds=20.0,
+        last_seconds=20.0,
+        last_stage_seconds=MappingProxyType({Stage.INIT: 20.0}),
+        longest_stage_seconds=MappingProxyType({Stage.INIT: 50.0}),
+    )
+    await store.commit("llama", replace(values.memory(), load_history=first))
+    await store.close()
+    recalled = (await (await open_store()).recall("llama")).load_history
+    assert recalled.counts == (1, 7, 0, 0, 0, 1)
+    assert recalled.sum_seconds == values.loads(9).sum_seconds
+    assert recalled.last_seconds == 20.0
+    assert recalled.last_stage_seconds == first.last_stage_seconds
+    assert recalled.longest_stage_seconds == {Stage.INIT: 50.0, Stage.COMPILE: 7000.0}
+
+
+async def test_an_agent_that_saw_no_load_keeps_what_the_last_one_took(open_store):
+    store = await open_store()
+    await store.commit("llama", replace(values.memory(), load_history=values.loads()))
+    await store.commit("llama", values.memory())
+    await store.close()
+    assert (await (await open_store()).recall("llama")).load_history == values.loads()
+
+
 async def test_texts_are_cut_and_counted(open_store):
     store = await open_store()
     await store.commit(
@@ -176,6 +206,27 @@ async def test_texts_are_cut_and_counted(open_store):
     assert history.transitions[0].detail == "ä" * 2048
     assert history.launches[0].ending.evidence == ("a" * 4000, "b" * 96)
     assert store.dropped["store_text"] == 3
+
+
+async def test_of_a_log_the_last_lines_are_kept(open_store):
+    store = await open_store()
+    lines = tuple(f"{number} " + "x" * 998 for number in range(10, 20))
+    ending = replace(values.ending(), holder="h" * 2000, log=lines)
+    await store.commit("llama", values.memory(), ending=ending, launch=values.launch())
+    (record,) = (await store.history("llama")).launches
+    assert record.ending.log == (lines[1][: MAX_LOG_BYTES - 8 * 1001], *lines[2:])
+    assert len(record.ending.holder) == MAX_HOLDER_BYTES
+    assert store.dropped["store_text"] == 3
+
+
+async def test_log_lines_of_a_server_that_left_are_only_in_the_history(open_store):
+    """They are large, and a memory is kept of every server that ever was."""
+    store = await open_store()
+    ending = replace(values.ending(), log=("ERROR",))
+    memory = replace(values.discovered(is_forgotten=True), last_ending=ending)
+    await store.commit("llama", memory, ending=ending, launch=values.launch())
+    assert await store.recall("llama") == replace(memory, last_ending=values.ending())
+    assert (await store.last_launch("llama")).ending == ending
 
 
 async def test_text_that_is_no_utf8_is_kept_readable(open_store):
@@ -252,6 +303,9 @@ async def test_close_writes_what_a_cancelled_commit_left(open_store):
 def test_any_value_comes_back_as_it_was(memory, launch, ending, transition, is_ending_last):
     ending = replace(ending, launch_number=launch.number)
     memory = replace(memory, last_ending=ending if is_ending_last else None)
+    remembered = memory
+    if is_ending_last and memory.is_forgotten:
+        remembered = replace(memory, last_ending=replace(ending, log=()))
 
     async def round_trip(state_dir: Path) -> None:
         store = await Store.open(state_dir, clock=values.Clock())
@@ -259,7 +313,7 @@ def test_any_value_comes_back_as_it_was(memory, launch, ending, transition, is_e
         await store.close()
         store = await Store.open(state_dir, clock=values.Clock())
         try:
-            assert await store.recall("llama") == memory
+            assert await store.recall("llama") == remembered
             assert await store.history("llama") == History(
                 (transition,), (LaunchRecord(launch, ending),)
             )

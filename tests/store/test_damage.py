@@ -114,7 +114,7 @@ async def test_a_newer_schema_is_left_alone(database, open_store, state_dir, cap
     await store.close()
     assert not store.status.is_up
     assert store.status.detail == (
-        "history.sqlite has schema 3, this vllm-agent knows 2. "
+        f"history.sqlite has schema {SCHEMA_VERSION + 1}, this vllm-agent knows {SCHEMA_VERSION}. "
         f"Upgrade vllm-agent, or move history.sqlite out of {state_dir}."
     )
     assert database.read_bytes() == content

@@ -22,7 +22,7 @@ from vllm_agent.store import LaunchRecord
 from vllm_agent.store.backlog import Backlog
 from vllm_agent.store.database import Database
 from vllm_agent.store.directory import DirectoryLock
-from vllm_agent.store.rows import memory_rows, transition_row
+from vllm_agent.store.rows import EndingRow, ending_row, memory_rows, transition_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,6 +171,26 @@ async def test_memory_is_bounded_while_the_disk_is_down(monkeypatch):
     assert not backlog.is_confirmed(last)
     (left,) = backlog.take().rows
     assert left == transition_row("llama", values.transition(4), dropped)
+
+
+async def test_log_lines_are_bounded_while_the_disk_is_down(monkeypatch):
+    monkeypatch.setattr("vllm_agent.store.backlog.MAX_UNWRITTEN_LOGS", 2)
+    dropped: Counter[str] = Counter()
+    backlog = Backlog(dropped)
+    rows = memory_rows("llama", values.memory(), values.NOW)
+    for number in range(1, 6):
+        ending = replace(values.ending(number), log=("ERROR",) if number != 2 else ())
+        backlog.add(
+            rows,
+            [
+                ending_row("llama", ending, dropped),
+                transition_row("llama", values.transition(number), dropped),
+            ],
+        )
+    endings = [row for row in backlog.take().rows if isinstance(row, EndingRow)]
+    assert [row.end_log is not None for row in endings] == [False, False, False, True, True]
+    assert dropped["store_log"] == 2
+    assert dropped["store_write"] == 0
 
 
 @pytest.fixture

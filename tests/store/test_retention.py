@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from tests.store import values
 from vllm_agent.store import retention, schema
 from vllm_agent.store.bounds import (
     KEPT_LAUNCHES,
+    KEPT_LOGS,
     MAX_LAUNCHES,
     MAX_TRANSITIONS,
     PRUNE_AFTER_ROWS,
@@ -108,6 +110,45 @@ async def test_each_server_has_its_own_limits(open_store, state_dir):
     assert {t.launch_number for t in llama.transitions} == {7}
     qwen = await store.history("qwen")
     assert len(qwen.launches) == len(qwen.transitions) == 2
+
+
+async def commit_logs(store: Store, server: str, count: int, *, at: float = values.NOW) -> None:
+    for number in range(1, count + 1):
+        ending = replace(values.ending(number, at=at + number), log=(f"ERROR {number}",))
+        await store.commit(server, values.memory(), None, ending, values.launch(number))
+
+
+async def numbers_with_log(store: Store, server: str) -> list[int]:
+    launches = (await store.history(server)).launches
+    return [r.launch.number for r in launches if r.ending and r.ending.log]
+
+
+async def test_log_lines_stay_with_the_newest_endings_of_a_server(open_store, reopen_pruned):
+    store = await open_store()
+    await commit_logs(store, "llama", KEPT_LOGS + 5)
+    await commit_logs(store, "qwen", 2)
+    store = await reopen_pruned(store)
+    assert await numbers_with_log(store, "llama") == [*range(KEPT_LOGS + 5, 5, -1)]
+    assert await numbers_with_log(store, "qwen") == [2, 1]
+    llama = await store.history("llama")
+    assert all(record.ending for record in llama.launches)
+    assert len(llama.launches) == KEPT_LOGS + 5
+
+
+async def test_log_lines_of_all_servers_are_bounded(open_store, state_dir, monkeypatch):
+    monkeypatch.setattr("vllm_agent.store.retention.MAX_LOGS", 3)
+    store = await open_store()
+    await commit_logs(store, "old", 5, at=values.NOW - 100)
+    await commit_logs(store, "new", 2)
+    await store.close()
+    dropped: Counter[str] = Counter()
+    connection, _ = schema.connect(state_dir / "history.sqlite")
+    with contextlib.closing(connection):
+        retention.prune(connection, frozenset(), values.NOW, dropped)
+    assert dropped == {"store_history": 0, "store_log": 4}
+    store = await open_store()
+    assert await numbers_with_log(store, "new") == [2, 1]
+    assert await numbers_with_log(store, "old") == [5]
 
 
 async def test_a_server_that_is_gone_ages_out(open_store, reopen_pruned):

@@ -7,11 +7,12 @@ from types import MappingProxyType
 
 from hypothesis import strategies as st
 
+from vllm_agent.lifecycle.load_history import LOAD_BUCKETS_SECONDS, LOADING_STAGES, LoadHistory
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Tally, Transition
 from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
-from vllm_agent.observations import Instant, ProcessId
+from vllm_agent.observations import Instant, ProcessId, Stage
 
 NOW = 1_700_000_000.0
 PROCESS = ProcessId("a0e1d2c3-0000-4000-8000-000000000000", 4242, 1_234_567)
@@ -39,6 +40,17 @@ def tally(launches: int) -> Tally:
         crashes=MappingProxyType({Reason.GPU_OOM: launches}),
         transitions=MappingProxyType({(ServerState.RUNNING, ServerState.CRASHED): launches}),
         last_crash_unix_seconds=MappingProxyType({Reason.GPU_OOM: NOW + launches}),
+    )
+
+
+def loads(count: int = 1) -> LoadHistory:
+    """Loads of 45 s, but for a first one of two hours."""
+    return LoadHistory(
+        counts=(0, count - 1, 0, 0, 0, 1),
+        sum_seconds=45.0 * (count - 1) + 7200.0,
+        last_seconds=45.0,
+        last_stage_seconds=MappingProxyType({Stage.INIT: 40.0, Stage.LOAD_WEIGHTS: 5.0}),
+        longest_stage_seconds=MappingProxyType({Stage.INIT: 40.0, Stage.COMPILE: 7000.0}),
     )
 
 
@@ -110,6 +122,21 @@ def _mappings(keys: st.SearchStrategy, values: st.SearchStrategy) -> st.SearchSt
     return st.dictionaries(keys, values, max_size=4).map(MappingProxyType)
 
 
+_stage_seconds = _mappings(st.sampled_from(LOADING_STAGES), seconds)
+_bucket_counts = st.lists(
+    st.integers(0, 10**6),
+    min_size=len(LOAD_BUCKETS_SECONDS) + 1,
+    max_size=len(LOAD_BUCKETS_SECONDS) + 1,
+).map(tuple)
+load_histories = st.just(LoadHistory()) | st.builds(
+    LoadHistory,
+    counts=_bucket_counts.filter(any),
+    sum_seconds=seconds,
+    last_seconds=st.none() | seconds,
+    last_stage_seconds=_stage_seconds,
+    longest_stage_seconds=_stage_seconds,
+)
+
 memories = st.builds(
     Memory,
     phase=st.sampled_from(Phase),
@@ -143,6 +170,7 @@ memories = st.builds(
     is_discovered=st.booleans(),
     is_wanted=st.booleans(),
     is_forgotten=st.booleans(),
+    load_history=load_histories,
 )
 launches = st.builds(
     Launch,
@@ -162,6 +190,8 @@ endings = st.builds(
     evidence=st.lists(texts, max_size=4).map(tuple),
     exit_code=st.none() | st.integers(0, 255),
     signal=st.none() | st.integers(1, 64),
+    holder=texts,
+    log=st.lists(texts, max_size=4).map(tuple),
 )
 transitions = st.builds(
     Transition,

@@ -44,9 +44,10 @@ def reserve_port() -> int:
 
 
 class RealVllm:
-    """`vllm serve` of the tiny model with `arguments`; its output is in `log_path`.
+    """`vllm serve` of a model, the tiny one unless told, with `arguments` after the usual ones.
 
-    Use it as a context manager: leaving it kills every process of its session, orphans too.
+    Its output is in `log_path`, or nowhere with `has_log` false. Use it as a context manager:
+    leaving it kills every process of its session, orphans too.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class RealVllm:
         folder: Path,
         port: int | None = None,
         *,
+        model: str | None = None,
         arguments: tuple[str, ...] = (),
+        has_log: bool = True,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.port = reserve_port() if port is None else port
@@ -62,7 +65,9 @@ class RealVllm:
         self.process: subprocess.Popen[bytes] | None = None
         self.started_seconds = 0.0
         self.ended_seconds: float | None = None
+        self._model = model
         self._arguments = arguments
+        self._has_log = has_log
         self._environment = environment or {}
 
     def __enter__(self) -> Self:
@@ -105,7 +110,7 @@ class RealVllm:
     def start(self) -> None:
         """Starts a new launch; returns at once, long before it serves."""
         cache = default_cache()
-        command = [cache / "venv/bin/vllm", "serve", cache / "model"]
+        command = [cache / "venv/bin/vllm", "serve", self._model or cache / "model"]
         # As long as the model allows: a stream then outlasts a drain of ten seconds.
         flags = ["--served-model-name", "tiny", "--max-model-len", "2048", "--enforce-eager"]
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
@@ -120,8 +125,8 @@ class RealVllm:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [*map(str, command), *flags, *address, *self._arguments],
-                stdout=log,
-                stderr=log,
+                stdout=log if self._has_log else subprocess.DEVNULL,
+                stderr=log if self._has_log else subprocess.DEVNULL,
                 env={**os.environ, **settings},
                 start_new_session=True,
             )

@@ -15,6 +15,7 @@ from vllm_agent.cli.arguments import add_client_flags, state_dir
 from vllm_agent.cli.configuration import describe, load_all
 from vllm_agent.cli.finding import Finding, Level, has_problem, report_lines
 from vllm_agent.cli.findings import agent_findings
+from vllm_agent.cli.load_findings import configured_findings
 from vllm_agent.cli.outcome import CommandError, ConfigurationError, ExitCode
 from vllm_agent.config.flags import FLAGS
 
@@ -93,6 +94,7 @@ def _configuration(arguments: argparse.Namespace, environ: Mapping[str, str]) ->
         return
     if config.source is not None:
         yield Finding(Level.OK, about, describe(config))
+    yield from configured_findings(config)
 
 
 LOCAL_LOOKS: Final[tuple[LocalLook, ...]] = (_configuration,)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.finding import Finding, Level
 from vllm_agent.cli.gpu_findings import gpu_findings, orphans_by_server, tells_all_holders
+from vllm_agent.cli.load_findings import LOST_FOR_LOADS, load_findings
 from vllm_agent.cli.process_rows import PAGE_ALL, SHOW_ORPHANS
 from vllm_agent.lifecycle.states import LifecycleMode
 from vllm_agent.observations import SightKind
@@ -31,6 +32,7 @@ def agent_findings(
         *_collectors(agent),
         _discovery(agent, len(servers)),
         *_sights(agent["sights"], servers),
+        *load_findings(servers),
         *_unmatched(servers),
         *_unpaged(servers),
         *_gpus(gpus, servers, now_unix_seconds),
@@ -83,7 +85,8 @@ def _sights(host: Iterable[SightView], servers: Sequence[ServerView]) -> Iterato
     if seen := sorted(set(visible) - {kind for kind, _, _ in owners}):
         yield Finding(Level.OK, "visible", ", ".join(seen))
     for (kind, why_not, fix), of in owners.items():
-        yield Finding(Level.PROBLEM, kind, f"not visible of {_listed(of)}: {why_not}", fix)
+        lost = f"; {LOST_FOR_LOADS[kind]}" if kind in LOST_FOR_LOADS else ""
+        yield Finding(Level.PROBLEM, kind, f"not visible of {_listed(of)}: {why_not}{lost}", fix)
 
 
 def _listed(names: Sequence[str]) -> str:

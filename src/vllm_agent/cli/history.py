@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from vllm_agent.cli.agent_client import SERVERS_PATH, AgentClient
 from vllm_agent.cli.arguments import add_client_flags, state_dir, whole_number
-from vllm_agent.cli.history_lines import merged_lines, server_lines
+from vllm_agent.cli.history_lines import merged_entries, server_entries
 from vllm_agent.cli.outcome import ExitCode, UnknownServerError
 from vllm_agent.cli.text import plain
 from vllm_agent.expose.history_view import MAX_HISTORY_LIMIT
@@ -36,7 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=whole_number(1, MAX_HISTORY_LIMIT),
         default=DEFAULT_LIMIT,
         metavar="N",
-        help=f"Show the newest N lines. Default: {DEFAULT_LIMIT}.",
+        help=f"Show the newest N entries. Default: {DEFAULT_LIMIT}.",
+    )
+    parser.add_argument(
+        "--log",
+        action="store_true",
+        help="Show what was kept of the server's log below each ending.",
     )
     parser.add_argument(
         "--json",
@@ -51,12 +56,13 @@ def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Prints the past as lines."""
     with AgentClient(state_dir(arguments, environ)) as client:
         if arguments.server is None:
-            return _show_all(client, arguments.limit, as_json=arguments.json)
+            return _show_all(client, arguments)
         answer = client.history(arguments.server, arguments.limit)
     if arguments.json:
         print(answer.body.decode(), end="")
         return ExitCode.DONE
-    _print_newest(server_lines(answer.json), arguments.limit, plain(arguments.server))
+    entries = server_entries(answer.json, with_log=arguments.log)
+    _print_newest(entries, arguments.limit, plain(arguments.server))
     return ExitCode.DONE
 
 
@@ -70,13 +76,15 @@ def newest(histories: Sequence[HistoryView], limit: int) -> list[HistoryView]:
     ]
 
 
-def _show_all(client: AgentClient, limit: int, *, as_json: bool) -> int:
+def _show_all(client: AgentClient, arguments: argparse.Namespace) -> int:
+    limit = arguments.limit
     histories = _all_histories(client, limit)
-    if as_json:
+    if arguments.json:
         view = {"servers": newest(histories, limit)}
         print(json.dumps(view, ensure_ascii=False, separators=(",", ":")))
     else:
-        _print_newest(merged_lines(histories), limit, "any server")
+        entries = merged_entries(histories, with_log=arguments.log)
+        _print_newest(entries, limit, "any server")
     return ExitCode.DONE
 
 
@@ -92,9 +100,9 @@ def _all_histories(client: AgentClient, limit: int) -> list[HistoryView]:
     return histories
 
 
-def _print_newest(lines: Sequence[str], limit: int, whose: str) -> None:
-    if lines:
-        print("\n".join(lines[-limit:]))
+def _print_newest(entries: Sequence[str], limit: int, whose: str) -> None:
+    if entries:
+        print("\n".join(entries[-limit:]))
     else:
         print(f"nothing is recorded of {whose} yet", file=sys.stderr)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.gpu_lines import server_gpu_rows
+from vllm_agent.cli.load_lines import load_rows
 from vllm_agent.cli.process_rows import process_rows
 from vllm_agent.cli.text import UNKNOWN, age_of, local_time, plain, shown
 from vllm_agent.config.duration import format_duration
+from vllm_agent.lifecycle.states import LifecycleMode, ServerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,10 +53,11 @@ def detail_rows(
         DetailRow("server", f"{plain(server['name'])} ({_origin(server)})"),
         DetailRow("url", shown(server["url"])),
         *_condition(server, now_unix_seconds),
+        *(DetailRow(label, text) for label, text in load_rows(server, now_unix_seconds)),
         DetailRow("model", _models(server)),
         DetailRow("version", shown(server["version"])),
         *_launches(server),
-        *_last_ending(server["last_ending"]),
+        *_last_ending(server["last_ending"], server),
         *(DetailRow(label, text) for label, text in (*process_rows(server), *on_gpus)),
         DetailRow("last check", _last_check(server, now_unix_seconds)),
         *(_probe(name, probe) for name, probe in server["probes"].items()),
@@ -74,7 +78,7 @@ def _condition(server: ServerView, now: float) -> Iterator[DetailRow]:
     if server["detail"]:
         yield DetailRow("detail", plain(server["detail"]))
     if server["advice"]:
-        yield DetailRow("advice", server["advice"])
+        yield DetailRow("advice", plain(server["advice"]))
     if server["in_maintenance"]:
         until = server["maintenance_until_timestamp_seconds"]
         end = "until it is switched off" if until is None else f"until {local_time(until)}"
@@ -107,7 +111,7 @@ def _launches(server: ServerView) -> Iterator[DetailRow]:
     )
 
 
-def _last_ending(ending: EndingView | None) -> Iterator[DetailRow]:
+def _last_ending(ending: EndingView | None, server: ServerView) -> Iterator[DetailRow]:
     if ending is None:
         return
     parts = [f"launch {ending['launch']} {ending['state']}"]
@@ -123,6 +127,15 @@ def _last_ending(ending: EndingView | None) -> Iterator[DetailRow]:
         yield DetailRow("judged by", f"rule {ending['rule']}: {RULE_MEANING[ending['rule']]}")
     for fact in ending["evidence"]:
         yield DetailRow("evidence", plain(fact))
+    # An agent of an older version tells of neither.
+    holder, advice = ending.get("holder"), ending.get("advice")
+    if holder:
+        yield DetailRow("held by", plain(holder))
+    if advice and advice != server["advice"]:
+        yield DetailRow("advice", plain(advice))
+    if ending["state"] == ServerState.CRASHED and server["mode"] != LifecycleMode.EXTERNAL:
+        name = shlex.quote(plain(server["name"]))
+        yield DetailRow("its log", f"vllm-agent history {name} --log")
 
 
 def _last_check(server: ServerView, now: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.cli.load_bar import table_cells
 from vllm_agent.cli.text import UNKNOWN, age_of, plain, shown
 from vllm_agent.expose.severity import BY_SEVERITY, worst_first
 
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 HEADINGS: Final = (
     *("SERVER", "STATE", "SINCE", "MODEL", "VERSION"),
     *("REASON", "RESTARTS", "CRASHES", "CHECKED", "PID", "URL"),
+    *("STAGE", "DONE", "LEFT"),
 )
-"""One word each, and no value has a space in it but a name that has: columns stay columns."""
+"""One word each, and no value has a space in it but a name that has: columns stay columns.
+
+New ones come last: scripts count from the left.
+"""
 
 _ASK_DOCTOR: Final = "'vllm-agent doctor' says why"
 
@@ -41,6 +46,7 @@ def table_row(server: ServerView, now_unix_seconds: float) -> tuple[str, ...]:
         age_of(server["last_check_timestamp_seconds"], now_unix_seconds),
         UNKNOWN if server["pid"] is None else str(server["pid"]),
         shown(server["url"]),
+        *table_cells(server),
     )
 
 

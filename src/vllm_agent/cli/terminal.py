@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,6 +10,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from vllm_agent.cli.load_bar import DONE_SIGN, OPEN_SIGN, STALLED, drawn_forms, load_of
 from vllm_agent.cli.server_details import detail_rows
 from vllm_agent.cli.status_table import (
     HEADINGS,
@@ -22,7 +23,7 @@ from vllm_agent.cli.status_table import (
 from vllm_agent.cli.text import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -39,6 +40,7 @@ _STATE_STYLES: Final = {
     "unknown": Style(dim=True),
 }
 QUIET: Final = Style(dim=True)
+_DONE_STYLE: Final = Style(color="green")
 GAP: Final = 2
 _DROPPED_FIRST: Final = ("URL", "CHECKED", "PID", "VERSION", "MODEL", "CRASHES", "RESTARTS")
 """What a narrow terminal does without, in this order; `status SERVER` shows all of it."""
@@ -50,6 +52,10 @@ _MIN_SERVER_WIDTH: Final = 12
 """What is left of a name where the reason needs the room."""
 
 _NUMBERS: Final = frozenset({"RESTARTS", "CRASHES", "PID"})
+_IN_LOAD: Final = frozenset({"STAGE", "DONE", "LEFT"})
+"""What is one column here, and only where a server loads."""
+
+_Row: TypeAlias = dict[str, str]
 
 
 def print_once(drawing: RenderableType) -> None:
@@ -80,6 +86,19 @@ def line_count(drawing: RenderableType) -> int:
 def warnings(notes: Sequence[str]) -> list[RenderableType]:
     """Sentences to be shown above what is drawn."""
     return [Text(note, style=Style(color="yellow")) for note in notes]
+
+
+def state_style(state: str) -> Style:
+    """How the word for that state is drawn."""
+    return _STATE_STYLES.get(state, QUIET)
+
+
+def with_bar(text: Text) -> Text:
+    """The text with the bar in it, and that a load stalled, in colour."""
+    text.highlight_regex(f"{DONE_SIGN}+", _DONE_STYLE)
+    text.highlight_regex(f"{OPEN_SIGN}+", QUIET)
+    text.highlight_words([STALLED], _STATE_STYLES["failed"])
+    return text
 
 
 def servers_table(
@@ -115,7 +134,7 @@ def server_grid(
     for row in detail_rows(server, gpus, now_unix_seconds):
         text = Text(row.text)
         if row.state is not None:
-            text.highlight_words([row.state], _STATE_STYLES.get(row.state, QUIET))
+            text.highlight_words([row.state], state_style(row.state))
         grid.add_row(row.label, text)
     return Group(*warnings(notes), grid)
 
@@ -148,24 +167,74 @@ def _left_out(servers: Sequence[ServerView]) -> Text:
 
 
 def _table(servers: Sequence[ServerView], now: float) -> Table:
-    rows = [dict(zip(HEADINGS, _cells(server, now), strict=True)) for server in servers]
-    widths = {
-        heading: max(len(heading), *(Text(row[heading]).cell_len for row in rows))
-        for heading in HEADINGS
-    }
-    widths = fit(widths, _console().width)
+    rows, widths = _fitting([_cells(server, now) for server in servers], servers, width())
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style=QUIET)
-    for heading, width in widths.items():
+    for heading, cells in widths.items():
         table.add_column(
             heading,
             justify="right" if heading in _NUMBERS else "left",
             no_wrap=heading != "REASON",
             overflow="fold" if heading == "REASON" else "ellipsis",
-            width=width,
+            width=cells,
         )
     for row, server in zip(rows, servers, strict=True):
         table.add_row(*(_styled(heading, row[heading], server["state"]) for heading in widths))
     return table
+
+
+def _fitting(
+    rows: list[_Row], servers: Sequence[ServerView], available: int
+) -> tuple[list[_Row], dict[str, int]]:
+    """The rows with as much on a load as there is room for, and their columns.
+
+    A load is worth more than what a narrow terminal does without, and than how long a state holds.
+    It goes where it would break the words of a reason.
+    """
+    longest_word = max(len(word) for row in rows for word in row["REASON"].split())
+    for loads, has_since, may_cut in _drawn_loads(servers):
+        told = [
+            _with_load(row, load, has_since=has_since)
+            for row, load in zip(rows, loads, strict=True)
+        ]
+        whole = _widths(told)
+        widths = fit(whole, available)
+        if (
+            total_width(widths) <= available
+            and widths["REASON"] >= longest_word
+            and (may_cut or widths["SERVER"] == whole["SERVER"])
+        ):
+            return told, widths
+    return rows, fit(_widths(rows), available)
+
+
+def _drawn_loads(servers: Sequence[ServerView]) -> Iterator[tuple[tuple[str, ...], bool, bool]]:
+    """What to try, the best first: a cell per server, if SINCE stays, if names may be cut."""
+    if not any(load_of(server) for server in servers):
+        return
+    with_bar, without_bar, shortest = zip(*map(drawn_forms, servers), strict=True)
+    yield with_bar, True, False
+    yield without_bar, True, False
+    yield with_bar, False, False
+    yield without_bar, False, False
+    yield shortest, False, True
+
+
+def _with_load(row: _Row, load: str, *, has_since: bool) -> _Row:
+    """The row with a load beside the state."""
+    cells = []
+    for heading, text in row.items():
+        if heading == "SINCE":
+            cells += [(heading, text)] * has_since + [("LOAD", load)]
+        else:
+            cells.append((heading, text))
+    return dict(cells)
+
+
+def _widths(rows: Sequence[_Row]) -> dict[str, int]:
+    return {
+        heading: max(len(heading), *(Text(row[heading]).cell_len for row in rows))
+        for heading in rows[0]
+    }
 
 
 def fit(widths: dict[str, int], available: int) -> dict[str, int]:
@@ -197,16 +266,17 @@ def total_width(widths: dict[str, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _cells(server: ServerView, now: float) -> tuple[str, ...]:
+def _cells(server: ServerView, now: float) -> _Row:
     cells = dict(zip(HEADINGS, table_row(server, now), strict=True))
     # A model's folder or owner is the part that can be missed.
     cells["MODEL"] = cells["MODEL"].rstrip("/").rpartition("/")[2] or cells["MODEL"]
     reason = () if cells["REASON"] == UNKNOWN else (cells["REASON"],)
     cells["REASON"] = ", ".join((*reason, *remarks(server))) or UNKNOWN
-    return tuple(cells.values())
+    return {heading: text for heading, text in cells.items() if heading not in _IN_LOAD}
 
 
 def _styled(heading: str, text: str, state: str) -> Text:
     if heading == "STATE":
-        return Text(text, style=_STATE_STYLES.get(state, QUIET))
-    return Text(text, style=QUIET if text == UNKNOWN else "")
+        return Text(text, style=state_style(state))
+    drawn = Text(text, style=QUIET if text == UNKNOWN else "")
+    return with_bar(drawn) if heading == "LOAD" else drawn

@@ -12,6 +12,7 @@ from vllm_agent.cli.agent_client import GPUS_PATH
 from vllm_agent.cli.arguments import is_terminal
 from vllm_agent.cli.gpu_lines import FREE_IT, compact_rows
 from vllm_agent.cli.gpu_rows import gpu_notices, held_by_orphans
+from vllm_agent.cli.load_bar import load_of
 from vllm_agent.cli.outcome import CommandError, ExitCode
 from vllm_agent.cli.status_table import notices
 from vllm_agent.cli.text import local_time, plain
@@ -127,13 +128,22 @@ def _conditions(view: Json) -> list[_Condition]:
         at = local_time(time.time())
         return [_Condition(row[0], row, "  ".join((at, *row))) for row in compact_rows(view)]
     servers: list[ServerView] = view.get("servers", [view])
-    return [_Condition(s["name"], (s["state"], s["reason"]), _line(s)) for s in servers]
+    return [_Condition(s["name"], _condition(s), _line(s)) for s in servers]
+
+
+def _condition(server: ServerView) -> tuple[object, ...]:
+    load = load_of(server)
+    return server["state"], server["reason"], None if load is None else load["stage"]
 
 
 def _line(server: ServerView) -> str:
-    at = local_time(server["state_entered_timestamp_seconds"])
-    parts = (at, plain(server["name"]), server["state"], server["reason"], plain(server["detail"]))
-    return "  ".join(part for part in parts if part)
+    load = load_of(server)
+    entered = server["state_entered_timestamp_seconds"]
+    # A look comes every second, so the newest one is that which saw the stage begin.
+    at = local_time(entered if load is None else load["as_of_timestamp_seconds"])
+    stage = "" if load is None else load["stage"]
+    condition = (server["state"], stage, server["reason"], plain(server["detail"]))
+    return "  ".join(part for part in (at, plain(server["name"]), *condition) if part)
 
 
 def _draw(client: AgentClient, path: str, first: Answer) -> None:

@@ -34,6 +34,8 @@ servers:
       interval: 5s
       timeout: 2s
       failure_threshold: 3
+    start:                # a load that shows no progress for so long has stalled
+      load_timeout: 10m
 
   - name: embeddings
     match:                # all that is written must hold

@@ -1,14 +1,14 @@
 """The configuration as frozen values. Every key, its default and its bounds are declared once.
 
-The sections `gpu` and `tls_config` have modules of their own. Python names carry units
-(`interval_seconds`); the file says `interval: 10s`. `description` and `examples` feed the error
-messages and the generated documentation.
+The sections `discovery`, `gpu`, `start` and `tls_config` have modules of their own. Python names
+carry units (`interval_seconds`); the file says `interval: 10s`. `description` and `examples` feed
+the error messages and the generated documentation.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_agent.config.choices import DiscoveryPage
+from vllm_agent.config.discovery import DiscoveryConfig
 from vllm_agent.config.gpu import GpuConfig
 from vllm_agent.config.match_values import (
     MAX_COMMAND_CHARACTERS,
@@ -33,12 +33,14 @@ from vllm_agent.config.match_values import (
     parse_unit,
 )
 from vllm_agent.config.problem import quoted, shown
+from vllm_agent.config.start import StartConfig
 from vllm_agent.config.tls import TlsConfig  # noqa: TC001 - pydantic reads the annotation
 from vllm_agent.config.url import MAX_PORT, ServerUrl
 from vllm_agent.config.values import (
     ApiKeyFile,
     Duration,
     Section,
+    absolute_path,
     between,
     ends_within_interval,
     fail,
@@ -62,13 +64,10 @@ MAX_FAILURE_THRESHOLD = 100
 # A limit that high never ends a loop, which is what the limit is for.
 MAX_RESTARTS = 1_000
 MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS = 1.0, 24 * 3_600.0
-# Prometheus scrapes once a minute unless told otherwise: an end must be seen once at least. After
-# a week the history of a server that is gone goes too.
-MIN_FORGET_SECONDS, MAX_FORGET_SECONDS = 60.0, 7 * 24 * 3_600.0
-# Beyond any host's number of GPUs; each server costs up to 160 series.
-MAX_DISCOVERED_SERVERS = 1_000
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
+
+_MONITORED_ONLY = "goes with mode: monitored only: an external server is watched by its url"
 
 
 class ProbeConfig(Section):
@@ -119,54 +118,6 @@ class RestartConfig(Section):
     )
 
 
-def _page(value: Any) -> DiscoveryPage:
-    try:
-        return DiscoveryPage(value)
-    except ValueError:
-        fail(f"must be {' or '.join(DiscoveryPage)}, got {shown(value)}")
-
-
-class DiscoveryConfig(Section):
-    """How vLLM servers that nobody configured are found on this host."""
-
-    enabled: bool = Field(
-        default=True,
-        strict=True,
-        description=(
-            "Watch every vLLM server that runs on this host. `false`: only those below `servers`."
-        ),
-    )
-    page: Annotated[DiscoveryPage, BeforeValidator(_page)] = Field(
-        DiscoveryPage.SUPERVISED,
-        description=(
-            "Which discovered servers have `vllm_agent_server_desired_up`, so that alerts page for "
-            "them: `supervised`, those of a systemd service or a container, or `all`."
-        ),
-    )
-    forget_after_seconds: Annotated[Duration, between(MIN_FORGET_SECONDS, MAX_FORGET_SECONDS)] = (
-        Field(
-            3_600.0,
-            alias="forget_after",
-            description=(
-                "Time after which a discovered server that was stopped leaves the metrics, "
-                "1m to 1w. One that crashed stays for a day at least."
-            ),
-        )
-    )
-    max_servers: int = Field(
-        32,
-        strict=True,
-        ge=1,
-        le=MAX_DISCOVERED_SERVERS,
-        description=(
-            f"Discovered servers to watch at a time, 1 to {MAX_DISCOVERED_SERVERS:,}; any user of "
-            "the host can start processes that look like one. As many again that ended are kept, "
-            "first of all those whose crash somebody is paged for. Others are counted in "
-            "`vllm_agent_dropped_total`."
-        ),
-    )
-
-
 def _pattern(value: Any) -> re.Pattern[str]:
     if isinstance(value, re.Pattern):
         return value
@@ -176,13 +127,6 @@ def _pattern(value: Any) -> re.Pattern[str]:
         return parse_pattern(value)
     except ValueError as error:
         fail(str(error))
-
-
-def _absolute_path(value: Any) -> Path:
-    path = Path(value) if isinstance(value, str | Path) and f"{value}".isprintable() else Path()
-    if not path.is_absolute():
-        fail("must be an absolute path such as /run/vllm.pid")
-    return path
 
 
 class MatchConfig(Section):
@@ -208,7 +152,7 @@ class MatchConfig(Section):
     container: Annotated[StrictStr, parsed_by(parse_container)] | None = Field(
         None, description="Id of its container, or the first 12 hex digits or more of it."
     )
-    pid_file: Annotated[Path, PlainValidator(_absolute_path)] | None = Field(
+    pid_file: Annotated[Path, PlainValidator(absolute_path("/run/vllm.pid"))] | None = Field(
         None, description="Absolute path of a file that holds the PID of its main process."
     )
     command: (
@@ -293,7 +237,15 @@ class ServerConfig(Section):
         ),
     )
     tls_config: TlsConfig | None = Field(None, description="TLS settings of an `https` URL.")
+    log_file: Annotated[Path, PlainValidator(absolute_path("/var/log/vllm.log"))] | None = Field(
+        None,
+        description=(
+            "Absolute path, on this host, of the file that this monitored server writes its log "
+            "to. Default: found, where its output goes to a file, a container's log or the journal."
+        ),
+    )
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    start: StartConfig = Field(default_factory=StartConfig)
     restart: RestartConfig = Field(default_factory=RestartConfig)
 
     @field_validator("name")
@@ -320,10 +272,17 @@ class ServerConfig(Section):
     ) -> MatchConfig | None:
         mode = info.data.get("mode")
         if value is not None and mode is LifecycleMode.EXTERNAL:
-            fail("goes with mode: monitored only: an external server is watched by its url")
+            fail(_MONITORED_ONLY)
         # A url that is wrong itself is not in the data: one error is enough.
         if value is None and mode is LifecycleMode.MONITORED and info.data.get("url", "") is None:
             fail("is missing: write match: {port: 8000}, or the url of a server on this host")
+        return value
+
+    @field_validator("log_file", "start")
+    @classmethod
+    def _loads_on_this_host(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("mode") is LifecycleMode.EXTERNAL:
+            fail(_MONITORED_ONLY)
         return value
 
     @field_validator("model")
@@ -358,9 +317,11 @@ class ConfigFile(Section):
 class Config(ConfigFile):
     """A whole configuration. `source` is its file, or None where there is none.
 
-    `default_probe` and `default_restart` are for servers that the file does not name.
+    `default_probe`, `default_start` and `default_restart` are for servers that the file does not
+    name.
     """
 
     source: Path | None = None
     default_probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    default_start: StartConfig = Field(default_factory=StartConfig)
     default_restart: RestartConfig = Field(default_factory=RestartConfig)

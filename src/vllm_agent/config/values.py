@@ -127,6 +127,18 @@ def _path(value: Any, info: ValidationInfo) -> Path:
     return info.context.folder / value if isinstance(info.context, LoadContext) else Path(value)
 
 
+def absolute_path(example: str) -> Callable[[Any], Path]:
+    """Make what reads the path of a file that the agent itself never looks for in a folder."""
+
+    def read(value: Any) -> Path:
+        path = Path(value) if isinstance(value, str | Path) and f"{value}".isprintable() else Path()
+        if not path.is_absolute():
+            fail(f"must be an absolute path such as {example}")
+        return path
+
+    return read
+
+
 def checked_by(read: Callable[[Path], object]) -> AfterValidator:
     """Refuses a file that `read` does, where a file of configuration is loaded."""
 

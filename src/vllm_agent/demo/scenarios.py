@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_agent.config.flags import DEFAULT_PORT
 from vllm_agent.demo.end_signals import EndSignals
-from vllm_agent.demo.launch import StandIn, free_port
+from vllm_agent.demo.launch import StandIn, free_port, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +38,16 @@ DOWN_SECONDS: Final = 6.0
 ORPHANED_SECONDS: Final = 45.0
 """Long enough to find the orphans in another terminal."""
 
+LOADED_SECONDS: Final = 75.0
+"""Two loads in two minutes: of the second one it is known how long the first took."""
+
+DOWNLOAD_BYTES: Final = 128 * 2**20
+"""So much of the disk is taken while the demo runs, for a download whose bytes can be seen."""
+
+STALL_SECONDS: Final = 10.0
+"""A load stands still for so long before it counts as stalled: nobody watches for the usual five
+minutes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -47,9 +57,15 @@ class Stage:
     is_over: threading.Event
     log: Path
 
-    def launch(self, *arguments: str) -> StandIn:
-        """Starts a server on this stage's port."""
-        return StandIn.start(*arguments, model="/models/demo", port=self.port, log=self.log)
+    def launch(self, *arguments: str, model: str = "/models/demo") -> StandIn:
+        """Starts a server on this stage's port, with its caches beside its log."""
+        caches = {
+            "HF_HOME": str(self.log.with_suffix(".huggingface")),
+            "VLLM_CACHE_ROOT": str(self.log.with_suffix(".cache")),
+        }
+        return StandIn.start(
+            *arguments, model=model, port=self.port, log=self.log, environment=caches
+        )
 
     def pause(self, seconds: float) -> bool:
         """Waits; false when the demo is over."""
@@ -72,7 +88,23 @@ def _steady(stage: Stage) -> None:
 
 
 def _slow(stage: Stage) -> None:
-    with stage.launch("--load-seconds", "20"):
+    download = ("--download-seconds", "10", "--download-bytes", str(DOWNLOAD_BYTES))
+    while not stage.is_over.is_set():
+        with stage.launch("--load-seconds", "20", *download, model="demo/llama-8b") as server:
+            if stage.pause(LOADED_SECONDS):
+                server.terminate()
+                server.wait()
+
+
+def _stuck(stage: Stage) -> None:
+    model = write_checkpoint(stage.log.with_suffix(".model"), shards=6, shard_bytes=2**30)
+    arguments = ("--load-seconds", "6", "--hang-load", "--served-model-name", "demo")
+    with stage.launch(*arguments, model=str(model)):
+        stage.is_over.wait()
+
+
+def _misnamed(stage: Stage) -> None:
+    with stage.launch("--load-seconds", "20", "--fail-load", "model_not_found", model="demo/lama"):
         stage.is_over.wait()
 
 
@@ -133,7 +165,18 @@ def _never_started(stage: Stage) -> None:
 
 SCENARIOS: Final = (
     Scenario("steady", "loads for 2 s and serves", _steady),
-    Scenario("slow", "loads for 20 s with its port closed, then serves", _slow),
+    Scenario(
+        "slow",
+        "downloads its model for 10 s, loads it for 20 s, serves, and does it again",
+        _slow,
+    ),
+    Scenario(
+        "stuck",
+        f"stands still in the middle of its weights: a stall after {STALL_SECONDS:g} s",
+        _stuck,
+        f"start: {{load_timeout: {STALL_SECONDS:g}s}}",
+    ),
+    Scenario("misnamed", "names a model that does not exist, and ends", _misnamed),
     Scenario("flaky", "is killed after 12 s and comes back, again and again", _flaky),
     Scenario(
         "orphaned",

@@ -42,7 +42,11 @@ MAX_NAME_LENGTH: Final = 128
 
 
 class Reads:
-    """Everything that only looks."""
+    """Everything that only looks.
+
+    `shows_logs` is whether its clients may see lines of a server's log, which its users may have
+    written.
+    """
 
     def __init__(
         self,
@@ -51,12 +55,15 @@ class Reads:
         history: ReadHistory,
         telemetry_path: str,
         names_hint: str,
+        *,
+        shows_logs: bool,
     ) -> None:
         self._current = current
         self._clock = clock
         self._history = history
         self.telemetry_path = telemetry_path
         self._names_hint = names_hint
+        self._shows_logs = shows_logs
         self._views = EncodedViews()
 
     async def page(self, _: web.Request) -> web.Response:
@@ -95,7 +102,8 @@ class Reads:
     async def history(self, request: web.Request) -> web.Response:
         """The past of one server."""
         server, limit = self.wanted(request), _limit(request)
-        view = history_view(server.name, await self._history(server.name, limit))
+        past = await self._history(server.name, limit)
+        view = history_view(server, past, with_logs=self._shows_logs)
         return _json(encode(view) + b"\n")
 
     async def gpus(self, request: web.Request) -> web.Response:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from vllm_agent.lifecycle.states import LifecycleMode
-from vllm_agent.snapshot import Histogram
+from vllm_agent.snapshot import DURATION_BUCKETS_SECONDS, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +42,8 @@ class Family(Generic[Subject]):
     """One metric family and how to read its samples from what it is about.
 
     `subject_labels` name the subject itself (a server). `samples` yields, per series, the values
-    of `labels`, which follow them, and the number; a histogram's samples hold a `Histogram`.
+    of `labels`, which follow them, and the number; a histogram's samples hold a `Histogram` over
+    the upper bounds `buckets`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Family(Generic[Subject]):
     labels: tuple[str, ...]
     samples: Callable[[Subject], Samples]
     modes: tuple[LifecycleMode, ...] = tuple(LifecycleMode)
+    buckets: tuple[float, ...] = DURATION_BUCKETS_SECONDS
 
     @property
     def all_labels(self) -> tuple[str, ...]:
@@ -61,7 +63,7 @@ class Family(Generic[Subject]):
 
 @dataclass(frozen=True)
 class ServerMoment:
-    """A server at the time of a scrape: the subject of counters that grow with the clock."""
+    """A server at the time of a scrape: the subject of what grows with the clock."""
 
     server: ServerSnapshot
     now: Instant

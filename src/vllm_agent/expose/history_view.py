@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final, NotRequired, TypedDict
 
+from vllm_agent.expose.advice import advice_on_ending
 from vllm_agent.expose.json_text import timestamp
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Ending, Transition
+    from vllm_agent.snapshot import ServerSnapshot
     from vllm_agent.store import History, LaunchRecord
 
 MAX_HISTORY_LIMIT: Final = 1000
@@ -15,7 +17,12 @@ MAX_HISTORY_LIMIT: Final = 1000
 
 
 class EndingView(TypedDict):
-    """How a launch ended; `rule` is the number of the ending rule that decided."""
+    """How a launch ended; `rule` is the number of the ending rule that decided.
+
+    `advice` is null where there is no reason. `holder` is who held what the launch needed, its port
+    or GPU memory, null where nobody is known to. `log` are the last lines of its log that matter:
+    only in the history, and only on the control socket, for users may have written them.
+    """
 
     launch: int
     timestamp_seconds: float | None
@@ -25,6 +32,9 @@ class EndingView(TypedDict):
     evidence: list[str]
     exit_code: int | None
     signal: int | None
+    holder: str | None
+    advice: str | None
+    log: NotRequired[list[str]]
 
 
 class TransitionView(TypedDict):
@@ -58,17 +68,17 @@ class HistoryView(TypedDict):
     launches: list[LaunchView]
 
 
-def history_view(server: str, history: History) -> HistoryView:
-    """The past of one server."""
+def history_view(server: ServerSnapshot, history: History, *, with_logs: bool) -> HistoryView:
+    """The past of one server; `with_logs` is for readers who may see what its users wrote."""
     return HistoryView(
-        server=server,
+        server=server.name,
         transitions=[_transition_view(transition) for transition in history.transitions],
-        launches=[_launch_view(record) for record in history.launches],
+        launches=[_launch_view(server, record, with_logs=with_logs) for record in history.launches],
     )
 
 
-def ending_view(ending: Ending) -> EndingView:
-    """How one launch ended."""
+def ending_view(server: ServerSnapshot, ending: Ending) -> EndingView:
+    """How one launch of the server ended, without lines of its log."""
     return EndingView(
         launch=ending.launch_number,
         timestamp_seconds=timestamp(ending.at.unix_seconds),
@@ -78,6 +88,8 @@ def ending_view(ending: Ending) -> EndingView:
         evidence=list(ending.evidence),
         exit_code=ending.exit_code,
         signal=ending.signal,
+        holder=ending.holder or None,
+        advice=advice_on_ending(server, ending),
     )
 
 
@@ -94,12 +106,15 @@ def _transition_view(transition: Transition) -> TransitionView:
     )
 
 
-def _launch_view(record: LaunchRecord) -> LaunchView:
+def _launch_view(server: ServerSnapshot, record: LaunchRecord, *, with_logs: bool) -> LaunchView:
     launch, ending = record.launch, record.ending
+    view = None if ending is None else ending_view(server, ending)
+    if view is not None and ending is not None and with_logs:
+        view["log"] = list(ending.log)
     return LaunchView(
         number=launch.number,
         first_seen_timestamp_seconds=timestamp(launch.first_seen.unix_seconds),
         process_start_time_seconds=timestamp(launch.start_seconds),
         has_served=launch.has_served,
-        ending=None if ending is None else ending_view(ending),
+        ending=view,
     )

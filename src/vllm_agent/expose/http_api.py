@@ -46,8 +46,8 @@ def read_app(
     metrics: Endpoint,
     telemetry_path: str,
 ) -> web.Application:
-    """The application for TCP: GET and HEAD only."""
-    reads = Reads(current, clock, history, telemetry_path, _READ_NAMES_HINT)
+    """The application for TCP: GET and HEAD only, and nothing that a server's users wrote."""
+    reads = Reads(current, clock, history, telemetry_path, _READ_NAMES_HINT, shows_logs=False)
     app = _app(reads, metrics, _READ_ONLY_HINT)
     refuse_maintenance = refusal("vllm-agent maintenance {name} on|off")
     app.router.add_route(hdrs.METH_ANY, _MAINTENANCE, refuse_maintenance)
@@ -70,7 +70,7 @@ def control_app(  # noqa: PLR0917 - what read_app takes, and what an operator ma
     one without an end, None to end it. `forget` gets the name of a discovered server that ended,
     and returns once no snapshot has it; it raises `CannotForgetError` for one that came back.
     """
-    reads = Reads(current, clock, history, telemetry_path, _CONTROL_NAMES_HINT)
+    reads = Reads(current, clock, history, telemetry_path, _CONTROL_NAMES_HINT, shows_logs=True)
     app = _app(reads, metrics, _CONTROL_HINT)
     writes = Writes(reads, clock)
     app.router.add_post(_MAINTENANCE, writes.maintenance(maintenance))

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import vllm_agent
+from vllm_agent.expose.advice import advice_on_server
 from vllm_agent.expose.history_view import EndingView, ending_view
 from vllm_agent.expose.json_text import duration, timestamp
+from vllm_agent.expose.load_view import LoadView, load_view
 from vllm_agent.expose.process_view import ProcessView, SightView, process_view, sight_views
-from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
+from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import ALIVE_PHASES, Initiator, ServerState
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class ServerView(ProcessView):
     """One server, complete.
 
     `url` is null where nobody can connect to it (a headless node, another network). `desired_up` is
-    null where nobody said whether it should be up.
+    null where nobody said whether it should be up, `load` where this agent saw no load.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ServerView(ProcessView):
     last_crash_timestamp_seconds: dict[str, float | None]
     restart_budget: BudgetView
     last_ending: EndingView | None
+    load: LoadView | None
     consecutive_failures: int
     last_check_timestamp_seconds: float | None
     probes: dict[str, ProbeView]
@@ -160,7 +163,7 @@ def server_view(server: ServerSnapshot) -> ServerView:
         state_entered_timestamp_seconds=timestamp(life.entered.unix_seconds),
         reason=reason,
         detail=life.detail,
-        advice=None if reason is None else REASON_TEXT[reason].advice,
+        advice=None if reason is None else advice_on_server(server, reason),
         desired_up=server.desired_up,
         in_maintenance=life.maintenance_until_unix_seconds is not None,
         maintenance_until_timestamp_seconds=timestamp(life.maintenance_until_unix_seconds),
@@ -180,7 +183,8 @@ def server_view(server: ServerSnapshot) -> ServerView:
             why: timestamp(at) for why, at in life.tally.last_crash_unix_seconds.items()
         },
         restart_budget=_budget_view(life.budget, server.policy.restart_window_seconds),
-        last_ending=None if life.last_ending is None else ending_view(life.last_ending),
+        last_ending=None if life.last_ending is None else ending_view(server, life.last_ending),
+        load=load_view(server),
         **process_view(server),
         consecutive_failures=life.consecutive_failures,
         last_check_timestamp_seconds=(

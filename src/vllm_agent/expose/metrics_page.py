@@ -41,15 +41,18 @@ _INTRODUCTION: Final = f"""\
 
 The agent serves them at `/metrics`, in the Prometheus text format 0.0.4 or as OpenMetrics 1.0.0.
 What is unknown has no sample; it is never 0, but for `vllm_agent_probe_success`, which is 0 until a
-probe succeeds. Counters of launches, restarts, crashes and transitions continue after a restart of
-the agent, and ECC errors are those of the GPU's life; all others start at 0 with the agent.
+probe succeeds. Counters of launches, restarts, crashes, transitions and loads continue after a
+restart of the agent, and ECC errors are those of the GPU's life; all others start at 0 with the
+agent.
 
 From the start a server has every series of `vllm_agent_server_state`, `vllm_agent_load_stage`,
 `vllm_agent_server_restarts_total`, `vllm_agent_server_crashes_total` and
 `vllm_agent_probe_success` that its mode can produce. Other series appear when they first have
 something to say. In ordinary life a server takes at most {EXTERNAL_SERIES_BUDGET} series where only
 its URL is known, and at most {LOCAL_SERIES_BUDGET} where its processes are seen; every further kind
-of state change or probe failure that it goes through adds one.
+of state change, crash or probe failure that it goes through adds one. That is why what tells of a
+load that is under way has series only until it is over, and of the stage that it is in;
+`vllm_agent_load_stage_seconds` tells of the load before until the next one begins.
 """
 
 _OF_A_GPU: Final = f"""\

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Generic
 from prometheus_client.utils import floatToGoString
 
 from vllm_agent.expose.family import MetricType, Samples, Subject
-from vllm_agent.snapshot import DURATION_BUCKETS_SECONDS, Histogram
+from vllm_agent.snapshot import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,6 @@ answer must not fill the memory."""
 _PLAIN_BELOW: Final = 1_000_000.0
 """From here on Go writes an exponent where Python does not."""
 _go_string: Final[Callable[[float], str]] = floatToGoString  # the library declares no types for it
-_BUCKET_BOUNDS: Final = tuple(
-    _go_string(bound) for bound in (*DURATION_BUCKETS_SECONDS, float("inf"))
-)
 
 
 class TextFormat(StrEnum):
@@ -112,8 +109,9 @@ class FamilyText(Generic[Subject]):
         labels = dict(zip(family.all_labels, self._subject_values + values, strict=True))
         if family.type is MetricType.HISTOGRAM:
             name = family.name
+            bounds = (_go_string(bound) for bound in (*family.buckets, float("inf")))
             kept = (
-                *(_beginning(f"{name}_bucket", labels | {"le": le}) for le in _BUCKET_BOUNDS),
+                *(_beginning(f"{name}_bucket", labels | {"le": le}) for le in bounds),
                 _beginning(f"{name}_count", labels),
                 _beginning(f"{name}_sum", labels),
             )

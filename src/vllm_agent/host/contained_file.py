@@ -80,35 +80,52 @@ def read_inside(
     except ValueError:
         raise UnreadableFileError(_NO_PATH) from None
     except OSError as error:
-        raise UnreadableFileError(f"its root cannot be opened: {_sentence(error)}") from None
+        raise UnreadableFileError(f"its root cannot be opened: {sentence_of(error)}") from None
     try:
-        with _rights_of(user):
+        with rights_of(user):
             return _read_below(root_descriptor, name, limit)
     except OSError as error:
-        raise UnreadableFileError(_sentence(error)) from None
+        raise UnreadableFileError(sentence_of(error)) from None
     finally:
         os.close(root_descriptor)
 
 
 def _read_below(root: int, name: bytes, limit: int) -> bytes:
-    # O_PATH first: it acts on nothing, and what it points to cannot be swapped any more.
-    place = _open_place(root, name)
-    try:
-        information = os.fstat(place)
-        if not stat.S_ISREG(information.st_mode):
-            raise UnreadableFileError(f"it is {_kind(information.st_mode)}, not a regular file")
-        if information.st_size == 0:
-            return b""  # as are those of /proc, of which some act when read
-        descriptor = os.open(f"/proc/self/fd/{place}", _READ_FLAGS)
-    finally:
-        os.close(place)
+    descriptor = open_regular(root, name)
+    if descriptor is None:
+        return b""
     try:
         return _read_up_to(descriptor, limit)
     finally:
         os.close(descriptor)
 
 
-def _open_place(root: int, name: bytes) -> int:
+def open_regular(root: int, name: bytes) -> int | None:
+    """A descriptor to read what `open_place` finds; None for a file of length 0.
+
+    Raises:
+        OSError: it cannot be reached or read.
+        UnreadableFileError: it is no regular file.
+    """
+    # O_PATH first: it acts on nothing, and what it points to cannot be swapped any more.
+    place = open_place(root, name)
+    try:
+        information = os.fstat(place)
+        if not stat.S_ISREG(information.st_mode):
+            raise UnreadableFileError(f"it is {_kind(information.st_mode)}, not a regular file")
+        if information.st_size == 0:
+            return None  # as are those of /proc, of which some act when read
+        return os.open(f"/proc/self/fd/{place}", _READ_FLAGS)
+    finally:
+        os.close(place)
+
+
+def open_place(root: int, name: bytes) -> int:
+    """A descriptor (O_PATH) of what a path leads to below `root`, itself a descriptor.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
     how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     place = _libc.syscall(
         ctypes.c_long(_OPENAT2),
@@ -134,7 +151,7 @@ def _read_up_to(descriptor: int, limit: int) -> bytes:
 
 
 @contextmanager
-def _rights_of(user: tuple[int, int] | None) -> Iterator[None]:
+def rights_of(user: tuple[int, int] | None) -> Iterator[None]:
     """Let this thread, and any that it starts, reach files as `user` does (setfsuid(2))."""
     if user is None or user == (os.geteuid(), os.getegid()):
         yield
@@ -156,6 +173,7 @@ def _kind(mode: int) -> str:
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")
 
 
-def _sentence(error: OSError) -> str:
+def sentence_of(error: OSError) -> str:
+    """Why a file cannot be reached, as a clause without its path."""
     number = error.errno or 0
     return _SENTENCES.get(number, os.strerror(number).lower())

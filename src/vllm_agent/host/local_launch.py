@@ -4,66 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+import os
+from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.launch_log import LaunchLog
+from vllm_agent.host.load.watch import LoadWatch
+from vllm_agent.host.model_environment import read_environ
 from vllm_agent.host.oom_kills import OomKills
+from vllm_agent.host.patience import Patience, TooManyHung
+from vllm_agent.host.port_holder import port_holder
 from vllm_agent.host.process_tree import ComponentGone, MainGone, TreeWatch
+from vllm_agent.host.secrets import Secrets
+from vllm_agent.host.sockets import is_same_network
 from vllm_agent.host.systemd import ask_unit, systemd_sight
 from vllm_agent.host.vllm_argv import role_of
 from vllm_agent.host.vllm_markers import MarkKind
 from vllm_agent.lifecycle.by_process import NEW_PROCESS_SECONDS
 from vllm_agent.lifecycle.ending import EndingEvidence
 from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled
+from vllm_agent.lifecycle.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from vllm_agent.host.proc import Proc, ProcessStat
+    from vllm_agent.host.local_host import LocalHost
+    from vllm_agent.host.proc import ProcessStat
     from vllm_agent.host.process_tree import TreeEvent
     from vllm_agent.lifecycle.events import Event
-    from vllm_agent.observations import Instant, ProcessTree, Sight, Sighting
+    from vllm_agent.observations import ProcessTree, Sight, Sighting
 
 SETTLE_SECONDS: Final = 1.8
 """Longest wait, after the main process is gone, for what tells how it ended: an ending is settled
 within 2 s."""
 
+HOLDER_SECONDS: Final = 0.5
+"""Longest wait for who holds a port: 20 µs for each process of the host."""
+
 _LOGGER: Final = logging.getLogger(__name__)
-
-
-class Gpus(Protocol):
-    """What an end wants of the GPUs; `host.gpu.collector` is the real one."""
-
-    def look_soon(self) -> None:
-        """Makes the next look at the GPUs come at once."""
-
-    async def look_now(self) -> None:
-        """Waits for a look at the GPUs that begins after this call."""
-
-    def fault_of(self, pids: Iterable[int], ended_seconds: float) -> str | None:
-        """A sentence about the fault that explains an end of these processes."""
-
-
-@dataclass(frozen=True, slots=True)
-class LocalHost:
-    """What every launch on this host needs: /proc, its processes now, a clock, a counter.
-
-    `gpus` is None where none are looked at.
-    """
-
-    proc: Proc
-    processes: Callable[[], Iterable[ProcessStat]]
-    clock: Callable[[], Instant]
-    count_dropped: Callable[[str], None]
-    gpus: Gpus | None = None
 
 
 class LocalLaunch:
     """Follows the processes of one launch until the last has ended.
 
-    `tell` gets `ComponentEnded`, `EndBegan` and, once, `EndSettled`; `changed` is called when
-    there may be something new in `tree`.
+    `tell` gets `LoadLooked`, `ComponentEnded`, `EndBegan` and, once, `EndSettled`; `changed` is
+    called when there may be something new in `tree`. `log_file` is where the operator says that
+    its log is.
     """
 
     def __init__(
@@ -72,6 +57,7 @@ class LocalLaunch:
         host: LocalHost,
         tell: Callable[[Event], None],
         changed: Callable[[], None],
+        log_file: str | None = None,
     ) -> None:
         self.sighting = sighting
         self._host = host
@@ -81,7 +67,12 @@ class LocalLaunch:
         # Of one that began under the agent's eyes, what the log held before is of others.
         age_seconds = host.clock().unix_seconds - sighting.start_seconds
         self._log = LaunchLog(
-            sighting, host.proc, host.count_dropped, is_new=age_seconds < NEW_PROCESS_SECONDS
+            sighting,
+            host.proc,
+            host.count_dropped,
+            is_new=age_seconds < NEW_PROCESS_SECONDS,
+            read_secrets=self._read_secrets,
+            log_file=log_file,
         )
         self._unit_sight: Sight | None = None
         self._unit_stop_seconds: float | None = None
@@ -96,6 +87,10 @@ class LocalLaunch:
             role_of=role_of,
             count_dropped=host.count_dropped,
         )
+        self._load = LoadWatch(sighting, host, self._tree, self._log, tell)
+        self._is_in_this_network = is_same_network(host.proc, sighting.process.pid) is True
+        self._port_holder = ""
+        self._finding: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to follow; may tell of an end at once."""
@@ -123,6 +118,21 @@ class LocalLaunch:
         """Whether its ending is told of and nothing of it runs any more."""
         return self._tree.is_over and self._settling is not None and self._settling.done()
 
+    def watch_load(self) -> None:
+        """Asks the witnesses of its load from now on."""
+        self._load.start()
+
+    def leave_load(self) -> None:
+        """Asks the witnesses of its load no more."""
+        self._load.stop()
+
+    def note_stranger(self) -> None:
+        """Another process listens where it wants to."""
+        if self._finding is None:
+            self._finding = asyncio.create_task(
+                self._find_port_holder(self.sighting.process.pid), name="find port holder"
+            )
+
     def note_close(self) -> None:
         """The idle connection was closed by its peer this very moment."""
         self._tree.note_close()
@@ -132,7 +142,7 @@ class LocalLaunch:
         """The server answered on a connection made then, so an earlier close meant nothing."""
         self._tree.forget_close(connected_seconds)
         if is_healthy:
-            self._log.forget_deaths(connected_seconds)
+            self._log.note_serving(connected_seconds, self._tree.all_pids)
 
     def sights(self) -> tuple[Sight, ...]:
         """What the agent may see of this launch."""
@@ -141,9 +151,10 @@ class LocalLaunch:
 
     def close(self) -> None:
         """Follows it no more, and tells nothing more."""
+        self._load.stop()
         self._tree.close()
         self._log.close()
-        for task in (self._asking, self._looking, self._settling):
+        for task in (self._asking, self._looking, self._finding, self._settling):
             if task is not None:
                 task.cancel()
 
@@ -156,6 +167,7 @@ class LocalLaunch:
                 if role is not None and self._settling is None:
                     self._tell(ComponentEnded(self.sighting.process, role))
             case MainGone():
+                self._load.stop()
                 self._tell(EndBegan(self.sighting.process))
                 if self._host.gpus is not None:
                     look = self._host.gpus.look_now()
@@ -189,9 +201,10 @@ class LocalLaunch:
             async with asyncio.timeout(SETTLE_SECONDS):
                 await self._tree.settled(SETTLE_SECONDS)
                 await self._log.finish(self._now_seconds(), self._tree.all_pids)
-                for task in (self._asking, self._looking):
+                for task in (self._asking, self._looking, self._finding):
                     if task is not None:
                         await task
+                await self._find_port_holder_late()
         except TimeoutError:
             pass
         except Exception:
@@ -200,6 +213,31 @@ class LocalLaunch:
         self._tell(EndSettled(self.sighting.process, self._evidence()))
         self._log.close()
         self._changed()
+
+    async def _find_port_holder(self, pid: int) -> None:
+        patience = Patience(HOLDER_SECONDS)
+        command = self.sighting.command
+        try:
+            found, _ = await patience.map(lambda p: port_holder(self._host.proc, p, command), [pid])
+        except TooManyHung:
+            return
+        finally:
+            patience.close()
+        self._port_holder = found[0] if found else ""
+
+    async def _find_port_holder_late(self) -> None:
+        """Of one that failed before anybody knocked: what listens now was in its way."""
+        cause = self._log.cause()
+        is_wanted = cause is not None and cause.reason is Reason.PORT_IN_USE
+        if is_wanted and not self._port_holder and self._is_in_this_network:
+            await self._find_port_holder(os.getpid())
+
+    def _read_secrets(self) -> Secrets:
+        """What must not be shown of its log. This blocks as the memory of its process does."""
+        proc, pid = self._host.proc, self.sighting.process.pid
+        line = proc.command_line(pid)
+        environ = read_environ(proc, pid) if self._host.may_read_environ else None
+        return Secrets.of(() if line is None else line.arguments, environ or b"")
 
     def _now_seconds(self) -> float:
         return self._host.clock().monotonic_seconds
@@ -221,6 +259,8 @@ class LocalLaunch:
             else:
                 death_seconds, death = at_seconds, text
         stop_seconds, stop = min(stops, default=(None, ""))
+        cause = self._log.cause()
+        gpus = self._host.gpus
         return EndingEvidence(
             main_wait_status=tree.main_wait_status,
             main_exit_seconds=tree.main_exit_seconds,
@@ -230,6 +270,12 @@ class LocalLaunch:
             exits=tree.exits,
             oom_kills=self._oom.risen(),
             gpu_fault=self._gpu_fault(tree.main_exit_seconds) or "",
+            logged_cause=None if cause is None else cause.reason,
+            logged_cause_seconds=None if cause is None else cause.at_seconds,
+            logged_pattern="" if cause is None else cause.name,
+            gpu_holder="" if gpus is None else gpus.holders(self._tree.all_pids),
+            port_holder=self._port_holder,
+            log=self._log.excerpt(),
             stop_sign_seconds=stop_seconds,
             stop_sign=stop,
             engine_death_logged_seconds=death_seconds,

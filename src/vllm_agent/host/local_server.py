@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vllm_agent.config.url import parse_server_url
 from vllm_agent.host.idle_connection import IdleConnection
-from vllm_agent.host.local_launch import LocalHost, LocalLaunch
+from vllm_agent.host.local_launch import LocalLaunch
 from vllm_agent.host.pidfd import ExitWatch
 from vllm_agent.host.sockets import Ownership, is_same_network, listening, server_url
 from vllm_agent.host.vllm_argv import role_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from vllm_agent.config.url import ServerUrl
+    from vllm_agent.host.local_host import LocalHost
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.host.vllm_http import Target
     from vllm_agent.lifecycle.events import Event
@@ -41,7 +42,7 @@ class LocalServer:
     """One local server through all its launches.
 
     `target` makes the target of its probes from an URL; `url` is where the operator says it is,
-    None where its command line tells.
+    None where its command line tells, `log_file` where its log is, None where that is found.
     """
 
     def __init__(
@@ -49,8 +50,11 @@ class LocalServer:
         host: LocalHost,
         target: Callable[[ServerUrl], Target],
         url: ServerUrl | None = None,
+        log_file: str | None = None,
     ) -> None:
         self._host = host
+        self._log_file = log_file
+        self._is_load_watched = False
         self._target_of = target
         self._configured_url = url
         self._launches: list[LocalLaunch] = []
@@ -69,12 +73,28 @@ class LocalServer:
         self._tell = tell
         if self._launches and self._launches[-1].sighting.process == sighting.process:
             return
-        launch = LocalLaunch(sighting, self._host, tell, self._tell_tree)
+        for older in self._launches:
+            older.leave_load()
+        launch = LocalLaunch(sighting, self._host, tell, self._tell_tree, self._log_file)
         self._launches.append(launch)
         self._ownership = Ownership(self._host.proc)
         self._aim()
         launch.start()
+        if self._is_load_watched:
+            launch.watch_load()
         self._tell_tree()
+
+    def watch_load(self) -> None:
+        """Asks the witnesses of the newest load, and of those that follow, what they see."""
+        self._is_load_watched = True
+        if self._launches:
+            self._launches[-1].watch_load()
+
+    def leave_load(self) -> None:
+        """Asks the witnesses of a load no more."""
+        self._is_load_watched = False
+        for launch in self._launches:
+            launch.leave_load()
 
     def adopt_orphans(
         self, process: ProcessId, stats: Iterable[ProcessStat], tell: Callable[[Event], None]
@@ -124,12 +144,18 @@ class LocalServer:
         if self._target is None:
             return Knock(is_accepted=False, out_of_reach=self._out_of_reach(sighting))
         if await self._accepts(self._target):
-            return Knock(is_accepted=self._listener() is not Listener.STRANGER)
+            return self._accepted()
         why_not = self._out_of_reach(sighting)
         # It may have begun to listen right after it refused.
         if why_not is not None and await self._accepts(self._target):
-            return Knock(is_accepted=self._listener() is not Listener.STRANGER)
+            return self._accepted()
         return Knock(is_accepted=False, out_of_reach=why_not)
+
+    def _accepted(self) -> Knock:
+        is_stranger = self._listener() is Listener.STRANGER
+        if is_stranger:
+            self._launches[-1].note_stranger()
+        return Knock(is_accepted=not is_stranger)
 
     async def _accepts(self, target: Target) -> bool:
         connection = IdleConnection(target, self._host.clock, on_closed=_ignore)

@@ -139,6 +139,15 @@ class TreeWatch:
         return tuple(dict.fromkeys(member.process.pid for member in members))
 
     @property
+    def cpu_seconds(self) -> float | None:
+        """What all of it has used, ended processes included, when it was last looked at."""
+        return self._members.cpu_seconds
+
+    def has_had(self, role: ComponentRole) -> bool:
+        """Whether there is, or was, a component of that role."""
+        return any(known is role for _, known in self._members.components)
+
+    @property
     def is_over(self) -> bool:
         """Whether the main process and every component have ended."""
         is_main_gone = self._main.exit_seconds is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MAX_COMPLAINT_BYTES: Final = 4096
 """Kept of what a program says on standard error: a sentence or two."""
@@ -37,11 +37,13 @@ async def run(
     deadline_seconds: float,
     max_bytes: int,
     environment: Mapping[str, str] | None = None,
+    take: Callable[[bytes], object] | None = None,
 ) -> Answer:
     """Runs `command`, a list of arguments: no shell sees it.
 
     It gets no input and, besides `environment`, only a search path and the language C. It is killed
-    when it is late, when it prints more than `max_bytes`, and when this is cancelled.
+    when it is late, when it prints more than `max_bytes`, and when this is cancelled. With `take`
+    what it prints is handed over piece by piece instead of kept.
 
     Raises:
         NoAnswerError: there is none.
@@ -49,7 +51,7 @@ async def run(
     loop = asyncio.get_running_loop()
     try:
         transport, reader = await loop.subprocess_exec(
-            lambda: _Reader(max_bytes, loop),
+            lambda: _Reader(max_bytes, loop, take),
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -87,22 +89,28 @@ class _Reader(asyncio.SubprocessProtocol):
     which holds its output open has not finished.
     """
 
-    def __init__(self, max_bytes: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        loop: asyncio.AbstractEventLoop,
+        take: Callable[[bytes], object] | None,
+    ) -> None:
         self.output = bytearray()
         self.complaint = bytearray()
         self.is_cut = False
         self.finished: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[None] = loop.create_future()
-        self._max_bytes = max_bytes
+        self._take = self.output.extend if take is None else take
+        self._left_bytes = max_bytes
         self._open = {_STDOUT, _STDERR}
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == _STDERR:
             self.complaint += data[: MAX_COMPLAINT_BYTES - len(self.complaint)]
         elif not self.is_cut:
-            self.output += data
-            if len(self.output) > self._max_bytes:
-                del self.output[self._max_bytes :]
+            self._take(data[: self._left_bytes])
+            self._left_bytes -= len(data)
+            if self._left_bytes < 0:
                 self.is_cut = True
                 self._finish()
 

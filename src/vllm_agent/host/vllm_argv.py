@@ -58,14 +58,19 @@ _YAML_WORDS: Final = MappingProxyType({"yes": True, "on": True, "no": False, "of
 _WANTED: Final = frozenset(
     {
         "api-server-count",
+        "compilation-config",
         "data-parallel-backend",
         "data-parallel-rank",
         "data-parallel-size",
         "data-parallel-size-local",
+        "download-dir",
         "host",
+        "load-format",
         "model",
         "nnodes",
+        "optimization-level",
         "port",
+        "revision",
         "root-path",
         "served-model-name",
         "ssl-certfile",
@@ -168,6 +173,10 @@ def parse_command(
         engines=engines,
         api_servers=0 if is_headless else api_servers,
         config_file=_clean(config_file),
+        download_dir=_clean(flags.value("download-dir")),
+        revision=_clean(flags.value("revision")),
+        load_format=_clean(flags.value("load-format")),
+        is_eager=_is_eager(flags),
     )
 
 
@@ -350,6 +359,12 @@ def _api_servers(kind: _Kind, flags: Flags) -> int | None:
     if _has_external_balancer(flags) or _count(flags, "data-parallel-size", 1) == 1:
         return 1
     return None  # one up to 0.11, as many as there are engines since 0.15
+
+
+def _is_eager(flags: Flags) -> bool:
+    # Level 0 is `-O0`, too, which stands for either flag in one version or another.
+    levels = ("compilation-config", "optimization-level")
+    return flags.is_on("enforce-eager") or any(flags.value(level) == "0" for level in levels)
 
 
 def _has_external_balancer(flags: Flags) -> bool:

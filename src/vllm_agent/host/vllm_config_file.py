@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.contained_file import UnreadableFileError, read_inside
+from vllm_agent.host.contained_tree import working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,22 +29,8 @@ def read_config_file(proc: Proc, pid: int, path: str) -> Mapping[str, object]:
     if user is None:
         raise UnreadableFileError("its process is gone")
     root = proc.path(pid, "root")
-    content = read_inside(root, _folder(proc, pid), path, MAX_CONFIG_FILE_BYTES, user)
+    content = read_inside(root, working_folder(proc, pid), path, MAX_CONFIG_FILE_BYTES, user)
     return _parse(content)
-
-
-def _folder(proc: Proc, pid: int) -> str:
-    """The working directory below the root of the process.
-
-    Both links are shown from here: those of a chroot begin alike. A wrong answer would only name
-    another file inside that root.
-    """
-    try:
-        folder = os.readlink(proc.path(pid, "cwd"))
-        root = os.readlink(proc.path(pid, "root")).rstrip("/")
-    except OSError:
-        raise UnreadableFileError("its process may not be looked into") from None
-    return folder.removeprefix(root) if f"{folder}/".startswith(f"{root}/") else folder
 
 
 def _parse(content: bytes) -> Mapping[str, object]:

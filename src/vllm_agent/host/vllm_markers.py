@@ -6,19 +6,15 @@ every line. What is kept of a line is the name of its marker, for its text may h
 
 from __future__ import annotations
 
-import json
 import re
-import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-MAX_LINE_BYTES: Final = 16 * 1024
-"""Of a longer line only the beginning is read: a marker has 300 bytes, a logged prompt megabytes.
-Docker cuts lines at this length."""
+    from vllm_agent.host.log_line import LogLine
 
 LATE_STOP_SECONDS: Final = 5.0
 """How long before a line that is_late a stop can have caused lines of a death: the grace that vLLM
@@ -126,7 +122,8 @@ class Marked:
 
     `at_seconds` is when it was logged, on the monotonic clock; None where only the line's own stamp
     tells. That is `written_seconds`, to the second: unix time if the server has this host's time
-    zone, otherwise good for comparing with another line of the same log.
+    zone, otherwise good for comparing with another line of the same log. `pid` is that
+    of the process that wrote it, where the line tells.
     """
 
     kind: MarkKind
@@ -135,87 +132,37 @@ class Marked:
     written_seconds: float | None = None
     is_last_word: bool = False
     is_late: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """One line of a vLLM, taken apart. `pid` is the number in the PID namespace that it runs in."""
-
-    message: str
     pid: int | None = None
-    written_seconds: float | None = None
 
-    def mark(
-        self, at_seconds: float | None = None, written_seconds: float | None = None
-    ) -> Marked | None:
-        """The mark that it is, with the moments that are known better than the line's own."""
-        for marker in MARKERS:
-            if marker.matches(self.message):
-                return Marked(
-                    marker.kind,
-                    marker.name,
-                    at_seconds,
-                    self.written_seconds if written_seconds is None else written_seconds,
-                    marker.is_last_word,
-                    marker.is_late,
-                )
+
+def mark_of(
+    line: LogLine, at_seconds: float | None = None, written_seconds: float | None = None
+) -> Marked | None:
+    """The mark that a line is, with the moments that are known better than the line's own."""
+    if _BEGINS.match(line.message) is None:
         return None
+    for marker in MARKERS:
+        if marker.matches(line.message):
+            return Marked(
+                marker.kind,
+                marker.name,
+                at_seconds,
+                line.written_seconds if written_seconds is None else written_seconds,
+                marker.is_last_word,
+                marker.is_late,
+                line.pid,
+            )
+    return None
 
 
-_NEEDLES: Final = sorted({max(m.begins, m.holds, key=len) for m in MARKERS})
-_CANDIDATE: Final = re.compile(
-    "|".join(re.escape(needle) for needle in (*_NEEDLES, LAUNCH_BEGINS)).encode()
-)
-_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
-# Before it may stand VLLM_LOGGING_PREFIX, or a progress bar whose line was not ended. The first
-# header of a line is the one: what follows it may quote another.
-_HEADER: Final = re.compile(
-    r".{0,200}?(?:\([\w.:-]{1,80}(?: rank=\d+)? pid=(?P<pid>\d{1,9})\) )?"
-    r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) (?P<stamp>\d\d-\d\d \d\d:\d\d:\d\d) "
-    r"\[[^\]]{1,200}:\d+\] ?(?P<message>.*)",
-    re.DOTALL,
-)
-# Up to 0.30 every line of a process begins so, bare ones too.
-_BARE: Final = re.compile(
-    r"(?:\([\w.:-]{1,80}(?: rank=\d+)? pid=(?P<pid>\d{1,9})\) )?(?P<message>.*)", re.DOTALL
-)
-_A_DAY_SECONDS: Final = 86400.0
+# Capitals are rare: what begins with one is found four times as fast.
+_NEEDLES: Final = {
+    re.sub(r"^[^A-Z-]*", "", begins) for begins in (*(m.begins for m in MARKERS), LAUNCH_BEGINS)
+}
+MARKER_CANDIDATE: Final = re.compile("|".join(map(re.escape, sorted(_NEEDLES))).encode())
+"""What lines hold that may be a mark, or LAUNCH_BEGINS."""
 
-
-def candidates(content: bytes) -> Iterator[bytes]:
-    """The lines of `content` that may be of interest, in order, cut to MAX_LINE_BYTES."""
-    done = 0
-    for found in _CANDIDATE.finditer(content):
-        if found.start() < done:
-            continue
-        begin = content.rfind(b"\n", done, found.start()) + 1
-        begin = max(begin, done)
-        end = content.find(b"\n", found.end())
-        done = len(content) if end < 0 else end
-        # Where a file was truncated below a writer, zeros stand for what is gone.
-        line = content[begin:done].lstrip(b"\0")
-        yield line[:MAX_LINE_BYTES]
-
-
-def read_line(raw: bytes) -> LogLine:
-    """Takes one line apart: text with or without colours and prefix, or JSON."""
-    text = raw.decode("utf-8", "replace").strip()
-    if text.startswith("{"):
-        line = _read_json(text)
-        if line is not None:
-            return line
-    # A progress bar returns to the beginning of its line instead of ending it.
-    text = _COLOUR.sub("", text.rpartition("\r")[2])
-    found = _HEADER.match(text)
-    if found is not None:
-        written = _seconds(found["stamp"])
-    else:
-        found = _BARE.match(text)
-        written = None
-    if found is None:
-        return LogLine(text)
-    pid = found["pid"]
-    return LogLine(found["message"], None if pid is None else int(pid), written)
+_BEGINS: Final = re.compile("|".join(sorted({re.escape(m.begins) for m in MARKERS})))
 
 
 def decisive(marks: Sequence[Marked]) -> Marked | None:
@@ -229,15 +176,27 @@ def decisive(marks: Sequence[Marked]) -> Marked | None:
     if first is None or first.kind is _STOP:
         return first
     for mark in marks:
-        if mark.is_late and _gap_seconds(first, mark) <= LATE_STOP_SECONDS:
+        if mark.is_late and gap_seconds(first, mark) <= LATE_STOP_SECONDS:
             return mark
         if mark.is_last_word:
             break
     return first
 
 
-def _gap_seconds(earlier: Marked, later: Marked) -> float:
-    """The time between two marks; none where nothing tells: they were found close together."""
+class Moment(Protocol):
+    """When something was logged, as in `Marked`."""
+
+    @property
+    def at_seconds(self) -> float | None:
+        """On the monotonic clock."""
+
+    @property
+    def written_seconds(self) -> float | None:
+        """By the stamp of the line."""
+
+
+def gap_seconds(earlier: Moment, later: Moment) -> float:
+    """The time between two lines; none where nothing tells: they were found close together."""
     for one, other in (
         (earlier.at_seconds, later.at_seconds),
         (earlier.written_seconds, later.written_seconds),
@@ -245,33 +204,3 @@ def _gap_seconds(earlier: Marked, later: Marked) -> float:
         if one is not None and other is not None:
             return other - one
     return 0.0
-
-
-def _read_json(text: str) -> LogLine | None:
-    """A line of `--logging-config.formatter json`, or of python-json-logger set up by hand."""
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("message"), str):
-        return None
-    pid, written = record.get("process"), record.get("asctime")
-    return LogLine(
-        record["message"],
-        pid if isinstance(pid, int) else None,
-        _seconds(written[5:19]) if isinstance(written, str) else None,
-    )
-
-
-def _seconds(stamp: str) -> float | None:
-    """Unix time of a `MM-DD HH:MM:SS` of this host's time zone: the last one that has been."""
-    now = time.time()
-    for year in (time.localtime(now).tm_year, time.localtime(now).tm_year - 1):
-        try:
-            moment = time.strptime(f"{year}-{stamp}", "%Y-%m-%d %H:%M:%S")
-            seconds = time.mktime(moment)
-        except (OverflowError, ValueError):
-            continue
-        if seconds < now + _A_DAY_SECONDS:
-            return seconds
-    return None

@@ -10,6 +10,7 @@ from vllm_agent.lifecycle.load_progress import LoadProgress
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import Phase
 from vllm_agent.lifecycle.transitions import Trigger
+from vllm_agent.observations import Stage
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Policy, ServerLife
@@ -40,6 +41,8 @@ def looked(life: ServerLife, look: LoadLook, policy: Policy) -> Guarded:
         return Guarded(life, Trigger.PROGRESSED)
     quiet_seconds = look.at.since(load.last_progress)
     detail = f"its load made no progress for {quiet_seconds:.0f} s in stage {load.stage}"
+    if look.trouble:
+        detail += f"; its log says: {look.trouble}"
     return Guarded(life, Trigger.STALLED, Reason.LOAD_STALLED, detail)
 
 
@@ -51,4 +54,4 @@ def served_or_ended(life: ServerLife, target: Phase, now: Instant) -> ServerLife
     history = life.load_history
     if target is Phase.READY:
         history = history.with_load(load, now)
-    return replace(life, load=load.over(now), load_history=history)
+    return replace(life, load=load.entered(Stage.NONE, now), load_history=history)

@@ -197,7 +197,7 @@ def _settled_late(life: ServerLife, older: Launch, ending: Ending) -> Guarded:
 
 
 def _ending(launch: Launch, evidence: EndingEvidence, now: Instant) -> Ending:
-    verdict = judge(evidence)
+    verdict = judge(replace(evidence, has_served=launch.has_served))
     return Ending(
         launch_number=launch.number,
         at=now,
@@ -207,7 +207,16 @@ def _ending(launch: Launch, evidence: EndingEvidence, now: Instant) -> Ending:
         evidence=verdict.evidence,
         exit_code=exit_code(evidence.main_wait_status),
         signal=exit_signal(evidence.main_wait_status),
+        holder=_holder(verdict.reason, evidence),
+        log=evidence.log if verdict.state is ServerState.CRASHED else (),
     )
+
+
+def _holder(reason: Reason | None, evidence: EndingEvidence) -> str:
+    """Who held what the launch needed; for other reasons it does not matter."""
+    if reason is Reason.PORT_IN_USE:
+        return evidence.port_holder
+    return evidence.gpu_holder if reason is Reason.GPU_MEMORY_TAKEN else ""
 
 
 def _listener(launch: Launch, look: ProbeRound) -> Listener | None:

@@ -30,6 +30,8 @@ MAX_EXITS_TOLD: Final = 8
 """Ends of components that are told one by one: a server of eight GPUs has nine, and the first few
 tell what happened."""
 
+_BY_MAIN: Final = 5
+_BAD_ARGUMENTS_EXIT_CODE: Final = 2  # argparse; nothing else in a vLLM ends with it
 _STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _STOP_EXIT_CODES: Final = frozenset({128 + s for s in _STOP_SIGNALS})
 _HARMLESS_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGKILL})
@@ -41,9 +43,9 @@ class EndingEvidence:
 
     `oom_kills` is by how much oom_kill rose in its cgroup, `gpu_fault` a sentence about a fault of
     a GPU that it held, empty where there was none. `logged_cause` is what a line of its log says
-    that it is, by the pattern of that name. `has_served` is whether the launch did. `holder` is who
-    held its port or GPU memory, `port_holder` who listened on its port while it loaded; both empty
-    where nobody is known to. `log` are lines for people.
+    that it is, by the pattern of that name. `has_served` is whether the launch did. `gpu_holder` is
+    who held GPU memory when it ended, `port_holder` who listened on its port while it loaded; both
+    are empty where nobody is known to. `log` are lines for people.
     `stop_sign_seconds` is when systemd or a log line first said that it is being stopped;
     `engine_death_logged_seconds` when its log first told of an engine's death. `at_close` is None
     where nobody looked at the close, empty where the main process was alone. `stop_sign` and
@@ -64,7 +66,7 @@ class EndingEvidence:
     logged_cause_seconds: float | None = None
     logged_pattern: str = ""
     has_served: bool = True
-    holder: str = ""
+    gpu_holder: str = ""
     port_holder: str = ""
     log: tuple[str, ...] = ()
     stop_sign_seconds: float | None = None
@@ -114,6 +116,12 @@ def _also_seen(seen: EndingEvidence, verdict: Verdict) -> Iterator[str]:
     """The facts of an end in the order of what people ask first, whatever they decided."""
     if seen.gpu_fault and verdict.reason is not Reason.GPU_FAULT:
         yield seen.gpu_fault
+    if seen.gpu_holder and verdict.reason is Reason.GPU_MEMORY_TAKEN:
+        yield f"GPU memory is held by {seen.gpu_holder}"
+    if seen.port_holder and verdict.reason is Reason.PORT_IN_USE and verdict.rule != _BY_MAIN:
+        yield f"its port is held by {seen.port_holder}"
+    if seen.logged_pattern and verdict.reason is not seen.logged_cause:
+        yield f"its log also says: {seen.logged_pattern}"
     if seen.main_wait_status is not None:
         yield f"main process: {_how(seen.main_wait_status)}{_when(seen.main_exit_seconds, seen)}"
     ended = sorted(seen.exits, key=lambda e: e.at_seconds)
@@ -161,7 +169,7 @@ def _cause(seen: EndingEvidence) -> Verdict | None:
     if seen.logged_cause is not None and not _is_before(
         seen.stop_sign_seconds, seen.logged_cause_seconds
     ):
-        text = f"its log says {seen.logged_cause}"
+        text = f"its log says: {seen.logged_pattern or seen.logged_cause}"
         return Verdict(ServerState.CRASHED, seen.logged_cause, 2, (text,))
     return None
 
@@ -241,6 +249,11 @@ def _main_process(seen: EndingEvidence) -> Verdict | None:
     code = exit_code(seen.main_wait_status)
     if code:
         text = f"the main process ended with code {code}"
+        if not seen.has_served and code == _BAD_ARGUMENTS_EXIT_CODE:
+            return Verdict(ServerState.CRASHED, Reason.BAD_ARGUMENTS, 5, (text,))
+        if not seen.has_served and seen.port_holder:
+            text = f"{text}, and its port was held by {seen.port_holder}"
+            return Verdict(ServerState.CRASHED, Reason.PORT_IN_USE, 5, (text,))
         return Verdict(ServerState.CRASHED, Reason.EXIT_NONZERO, 5, (text,))
     return None
 

@@ -76,6 +76,7 @@ def account_launch(
         launch=launch,
         running_since=now if has_served else None,
         has_served=life.has_served or has_served,
+        is_sleeping=life.is_sleeping if has_served else None,
         newest_start_seconds=_newest(life.newest_start_seconds, start),
         budget=life.budget.after_launch(needs_unit=needs_unit),
         tally=life.tally.with_launch(None if is_first else Initiator.OUTSIDE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.load_progress import LoadProgress
     from vllm_agent.observations import Instant
 
-LOAD_BUCKETS_SECONDS: Final = (30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
+LOAD_BUCKETS_SECONDS: Final = (30.0, 120.0, 300.0, 900.0, 3600.0)
 """Upper bounds of load durations: a tiny model takes half a minute, a large one that has to be
 downloaded and compiled an hour."""
+
+WATCHED_LATE_SECONDS: Final = 15.0
+"""A load that the agent came to later than this after its start tells nothing of its stages: what
+was before is booked for the one that it was found in."""
 
 LOADING_STAGES: Final[tuple[Stage, ...]] = tuple(
     stage for stage in Stage if stage is not Stage.NONE
@@ -54,6 +58,14 @@ class LoadHistory:
         """The same with one load more, that began to serve at that moment."""
         seconds = max(0.0, served.since(load.began))
         place = bisect_left(LOAD_BUCKETS_SECONDS, seconds)
+        counted = replace(
+            self,
+            counts=(*self.counts[:place], self.counts[place] + 1, *self.counts[place + 1 :]),
+            sum_seconds=self.sum_seconds + seconds,
+            last_seconds=seconds,
+        )
+        if load.watched.since(load.began) > WATCHED_LATE_SECONDS:
+            return counted
         stages: dict[Stage, float] = {
             stage: spent
             for stage in LOADING_STAGES
@@ -63,10 +75,8 @@ class LoadHistory:
             stage: max(stages.get(stage, 0.0), self.longest_stage_seconds.get(stage, 0.0))
             for stage in stages.keys() | self.longest_stage_seconds.keys()
         }
-        return LoadHistory(
-            counts=(*self.counts[:place], self.counts[place] + 1, *self.counts[place + 1 :]),
-            sum_seconds=self.sum_seconds + seconds,
-            last_seconds=seconds,
+        return replace(
+            counted,
             last_stage_seconds=MappingProxyType(stages),
             longest_stage_seconds=MappingProxyType(longest),
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vllm_agent.lifecycle.load_history import LoadHistory
-    from vllm_agent.observations import Download, LoadLook, ProcessId, Shard
+    from vllm_agent.observations import Download, LoadLook, ProcessId
 
 MOVED_BYTES: Final = 2**20
 """Bytes of a witness that count as progress: a process that hangs still reads a little now and then
@@ -38,12 +38,15 @@ _QUIET_STAGES: Final = frozenset({Stage.INIT, Stage.COMPILE, Stage.WARMUP})
 """Stages that may give no sign for minutes. A download or a read that moves shows bytes."""
 
 
+_AFTER_WEIGHTS: Final = frozenset({Stage.COMPILE, Stage.WARMUP})
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """How much of a checkpoint is loaded, by the slowest process.
 
-    `shard` of `shards` is the file that is being loaded, `shards` itself when all are. Bytes are
-    those of the files before it, and of all.
+    `shard` of `shards` is the file that is being loaded. Bytes are those of the files before it,
+    and of all. `source` is who told: SHARDS or LOG.
     """
 
     shard: int
@@ -51,6 +54,7 @@ class Weights:
     done_bytes: int | None
     size_bytes: int | None
     is_complete: bool = False
+    source: Witness = Witness.SHARDS
 
     @property
     def ratio(self) -> float:
@@ -61,6 +65,10 @@ class Weights:
             return min(1.0, self.done_bytes / self.size_bytes)
         return (self.shard - 1) / self.shards
 
+    def completed(self) -> Weights:
+        """The same when all of it is loaded."""
+        return replace(self, shard=self.shards, done_bytes=self.size_bytes, is_complete=True)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
@@ -70,7 +78,8 @@ class LoadProgress:
     once it serves, or has ended. `stage_seconds` are of stages that are over, and add up where one
     came again. `last_progress` is that of the last hard sign, `last_busy` of the last soft one.
     `is_stalled` is None where no witness could have seen it move. `signs` is when each witness
-    last showed progress; `look` is what they saw last.
+    last showed progress; `look` is what they saw last. `moved_io_bytes` and `moved_gpu_bytes` are
+    where those stood when they last moved.
     """
 
     process: ProcessId
@@ -96,21 +105,21 @@ class LoadProgress:
         """A load that is looked at for the first time; its process started at that unix time."""
         age_seconds = max(0.0, look.at.unix_seconds - start_seconds)
         began = Instant(look.at.monotonic_seconds - age_seconds, look.at.unix_seconds - age_seconds)
-        load = cls(
+        weights = _weights(None, look)
+        return cls(
             process=look.process,
             began=began,
             watched=look.at,
-            stage=Stage.INIT,
-            # What was before nobody saw; it is booked for the stage that it is found in.
+            stage=_stage(look, weights, unmapped_looks=0),
+            # What was before nobody saw: it is booked for the stage that it is found in.
             stage_entered=began,
             last_progress=look.at,
             look=look,
+            download=look.download,
+            weights=weights,
             moved_io_bytes=look.io_bytes,
             moved_gpu_bytes=look.gpu_bytes,
         )
-        weights = load._weights(look)
-        load = replace(load, download=look.download, weights=weights)
-        return replace(load, stage=load._stage(look))
 
     def after(
         self, look: LoadLook, history: LoadHistory, *, start_seconds: float, load_seconds: float
@@ -120,36 +129,48 @@ class LoadProgress:
         `start_seconds` is the longest time without progress before the first EngineCore,
         `load_seconds` after that.
         """
-        signs = dict.fromkeys(self._signs(look), look.at)
-        unmapped = 0 if look.shards else self.unmapped_looks + 1
-        load = replace(self, weights=self._weights(look), unmapped_looks=unmapped)
-        stage = load._stage(look)
+        signs = dict.fromkeys(_signs(self, look), look.at)
+        unmapped_looks = 0 if look.shards else self.unmapped_looks + 1
+        weights = _weights(self.weights, look)
+        stage = _stage(look, weights, unmapped_looks)
         load = replace(
-            load,
-            download=look.download if look.download is not None else self.download,
-            look=look,
-            last_busy=look.at if self._is_busy(look) else self.last_busy,
+            self,
+            download=look.download or self.download,
+            weights=weights,
+            unmapped_looks=unmapped_looks,
+            last_busy=look.at if _is_busy(self.look, look) else self.last_busy,
             last_progress=look.at if signs or stage is not self.stage else self.last_progress,
-            moved_io_bytes=_mark(self.moved_io_bytes, look.io_bytes, Witness.IO in signs),
+            moved_io_bytes=_mark(self.moved_io_bytes, look.io_bytes, has_moved=Witness.IO in signs),
             moved_gpu_bytes=_mark(
-                self.moved_gpu_bytes, look.gpu_bytes, Witness.GPU_MEMORY in signs
+                self.moved_gpu_bytes, look.gpu_bytes, has_moved=Witness.GPU_MEMORY in signs
             ),
             signs=MappingProxyType({**self.signs, **signs}) if signs else self.signs,
-        )
-        if stage is not self.stage:
-            load = load._entered(stage, look.at)
+            look=look,
+        ).entered(stage, look.at)
         limit_seconds = load_seconds if load.has_engine else min(start_seconds, load_seconds)
-        return replace(load, is_stalled=load._judged_stalled(history, limit_seconds, look.at))
+        return replace(load, is_stalled=_is_stalled(load, history, limit_seconds, look.at))
 
-    def over(self, now: Instant) -> LoadProgress:
-        """The same when it serves, or has ended."""
-        if self.stage is Stage.NONE:
+    def entered(self, stage: Stage, now: Instant) -> LoadProgress:
+        """The same in `stage`; NONE when it serves, or has ended."""
+        if stage is self.stage:
             return self
-        return replace(self._entered(Stage.NONE, now), is_stalled=False, ended=now)
+        spent = self.seconds_in(self.stage, now) or 0.0
+        weights = self.weights
+        if self.stage is Stage.LOAD_WEIGHTS and weights is not None and stage in _AFTER_WEIGHTS:
+            weights = weights.completed()
+        return replace(
+            self,
+            stage=stage,
+            stage_entered=now,
+            stage_seconds=MappingProxyType({**self.stage_seconds, self.stage: spent}),
+            weights=weights,
+            is_stalled=False if stage is Stage.NONE else self.is_stalled,
+            ended=now if stage is Stage.NONE else None,
+        )
 
     @property
     def has_engine(self) -> bool:
-        """Whether the launch has got as far as an EngineCore, by anything that tells."""
+        """Whether it has got as far as an EngineCore, by anything that tells."""
         return self.look.has_engine or self.stage is not Stage.INIT
 
     def seconds_in(self, stage: Stage, now: Instant) -> float | None:
@@ -167,113 +188,96 @@ class LoadProgress:
             return min(1.0, self.download.done_bytes / self.download.size_bytes)
         return None
 
-    def _entered(self, stage: Stage, now: Instant) -> LoadProgress:
-        spent = self.seconds_in(self.stage, now) or 0.0
-        weights = self.weights
-        if self.stage is Stage.LOAD_WEIGHTS and weights is not None and stage is not Stage.NONE:
-            weights = replace(
-                weights, shard=weights.shards, done_bytes=weights.size_bytes, is_complete=True
-            )
-        return replace(
-            self,
-            stage=stage,
-            stage_entered=now,
-            stage_seconds=MappingProxyType({**self.stage_seconds, self.stage: spent}),
-            weights=weights,
-        )
 
-    def _stage(self, look: LoadLook) -> Stage:
-        """The stage that the look shows; of witnesses that differ the one that saw the act."""
-        if look.shards:
-            return Stage.LOAD_WEIGHTS
-        logged = None if look.log is None else look.log.stage
-        if look.download is not None and look.download.is_under_way and self.weights is None:
-            # vLLM says nothing of it, and its line on loading comes before.
-            return Stage.DOWNLOAD
-        if logged is not None and logged is not Stage.LOAD_WEIGHTS:
-            return logged
-        if self.weights is None:
-            return logged or Stage.INIT
-        if self.unmapped_looks < UNMAPPED_LOOKS and not self.weights.is_complete:
-            return Stage.LOAD_WEIGHTS
-        # Nothing tells a compilation from what follows it, where there is no log.
-        return Stage.WARMUP if look.is_eager else Stage.COMPILE
-
-    def _weights(self, look: LoadLook) -> Weights | None:
-        slowest = min(look.shards or (), key=_share, default=None)
-        if slowest is not None:
-            return Weights(slowest.number, slowest.count, slowest.done_bytes, slowest.size_bytes)
-        log = look.log
-        if (look.shards is None or self.weights is None) and log is not None and log.shard_count:
-            done = log.shards_done or 0
-            size = log.weights_bytes
-            return Weights(
-                shard=min(done + 1, log.shard_count),
-                shards=log.shard_count,
-                done_bytes=None if size is None else size * done // log.shard_count,
-                size_bytes=size,
-                is_complete=done >= log.shard_count,
-            )
-        return self.weights
-
-    def _signs(self, look: LoadLook) -> Iterator[Witness]:
-        """The witnesses whose look shows that it moved since the one before."""
-        before = self.look
-        if look.has_engine > before.has_engine or look.has_worker > before.has_worker:
-            yield Witness.COMPONENTS
-        if look.download is not None and self.download is not None:
-            if look.download.done_bytes > self.download.done_bytes:
-                yield Witness.HF_CACHE
-        elif look.download is not None:
-            yield Witness.HF_CACHE
-        if look.shards and look.shards != before.shards:
-            yield Witness.SHARDS
-        if _moved(self.moved_io_bytes, look.io_bytes):
-            yield Witness.IO
-        if _moved(self.moved_gpu_bytes, look.gpu_bytes):
-            yield Witness.GPU_MEMORY
-        if (look.compile_changes or 0) > (before.compile_changes or 0):
-            yield Witness.COMPILE_CACHE
-        if look.log is not None and (
-            before.log is None or look.log.new_lines > before.log.new_lines
-        ):
-            yield Witness.LOG
-
-    def _is_busy(self, look: LoadLook) -> bool:
-        before, now = self.look.cpu_seconds, look.cpu_seconds
-        passed = look.at.since(self.look.at)
-        return (
-            before is not None
-            and now is not None
-            and passed > 0
-            and (now - before) / passed >= BUSY_CORES
-        )
-
-    def _judged_stalled(
-        self, history: LoadHistory, limit_seconds: float, now: Instant
-    ) -> bool | None:
-        quiet_seconds = now.since(self.last_progress)
-        if quiet_seconds < limit_seconds:
-            return False
-        if not self.look.can_see_progress:
-            return None
-        is_busy = self.last_busy is not None and now.since(self.last_busy) < limit_seconds
-        if self.stage in _QUIET_STAGES and is_busy:
-            longest = history.longest_stage_seconds.get(self.stage, 0.0)
-            return quiet_seconds >= max(BUSY_SECONDS, BUSY_TIMES_LONGEST * longest)
-        return True
+def _stage(look: LoadLook, weights: Weights | None, unmapped_looks: int) -> Stage:
+    """The stage that a look shows; of witnesses that differ the one that saw the act itself."""
+    if look.shards:
+        return Stage.LOAD_WEIGHTS
+    if look.download is not None and look.download.is_under_way and weights is None:
+        # vLLM says nothing of it, and its line on loading comes before.
+        return Stage.DOWNLOAD
+    logged = None if look.log is None else look.log.stage
+    if logged in _AFTER_WEIGHTS:
+        return logged
+    if weights is None:
+        return logged or Stage.INIT
+    is_loaded = weights.is_complete or unmapped_looks >= UNMAPPED_LOOKS
+    if weights.source is Witness.LOG or not is_loaded:
+        return Stage.LOAD_WEIGHTS
+    # Where there is no log nothing tells a compilation from what follows it.
+    return Stage.WARMUP if look.is_eager else Stage.COMPILE
 
 
-def _share(shard: Shard) -> float:
-    return shard.number / shard.count
+def _weights(before: Weights | None, look: LoadLook) -> Weights | None:
+    slowest = min(look.shards or (), key=lambda shard: shard.number / shard.count, default=None)
+    if slowest is not None:
+        return Weights(slowest.number, slowest.count, slowest.done_bytes, slowest.size_bytes)
+    log = look.log
+    is_seen = before is not None and before.source is Witness.SHARDS
+    if is_seen or log is None or not log.shard_count:
+        return before
+    done, size = min(log.shards_done or 0, log.shard_count), log.weights_bytes
+    return Weights(
+        shard=min(done + 1, log.shard_count),
+        shards=log.shard_count,
+        done_bytes=None if size is None else size * done // log.shard_count,
+        size_bytes=size,
+        is_complete=done == log.shard_count,
+        source=Witness.LOG,
+    )
 
 
-def _moved(mark: int | None, now: int | None) -> bool:
+def _signs(load: LoadProgress, look: LoadLook) -> Iterator[Witness]:
+    """The witnesses whose look shows that it moved since the one before."""
+    before, had = load.look, load.download
+    if look.has_engine > before.has_engine or look.has_worker > before.has_worker:
+        yield Witness.COMPONENTS
+    if look.download is not None and (had is None or look.download.done_bytes > had.done_bytes):
+        yield Witness.HF_CACHE
+    if look.shards and look.shards != before.shards:
+        yield Witness.SHARDS
+    if _has_moved(load.moved_io_bytes, look.io_bytes):
+        yield Witness.IO
+    if _has_moved(load.moved_gpu_bytes, look.gpu_bytes):
+        yield Witness.GPU_MEMORY
+    if (look.compile_changes or 0) > (before.compile_changes or 0):
+        yield Witness.COMPILE_CACHE
+    if look.log is not None and look.log.new_lines > _lines(before):
+        yield Witness.LOG
+
+
+def _lines(look: LoadLook) -> int:
+    return 0 if look.log is None else look.log.new_lines
+
+
+def _is_busy(before: LoadLook, now: LoadLook) -> bool:
+    passed_seconds = now.at.since(before.at)
+    if before.cpu_seconds is None or now.cpu_seconds is None or passed_seconds <= 0:
+        return False
+    return (now.cpu_seconds - before.cpu_seconds) / passed_seconds >= BUSY_CORES
+
+
+def _is_stalled(
+    load: LoadProgress, history: LoadHistory, limit_seconds: float, now: Instant
+) -> bool | None:
+    quiet_seconds = now.since(load.last_progress)
+    if quiet_seconds < limit_seconds:
+        return False
+    if not load.look.can_see_progress:
+        return None
+    is_busy = load.last_busy is not None and now.since(load.last_busy) < limit_seconds
+    if load.stage in _QUIET_STAGES and is_busy:
+        longest = history.longest_stage_seconds.get(load.stage, 0.0)
+        return quiet_seconds >= max(BUSY_SECONDS, BUSY_TIMES_LONGEST * longest)
+    return True
+
+
+def _has_moved(mark: int | None, now: int | None) -> bool:
     return now is not None and mark is not None and now - mark >= MOVED_BYTES
 
 
-def _mark(mark: int | None, now: int | None, is_sign: bool) -> int | None:  # noqa: FBT001
-    """Where a witness stood when it last moved; lower if it fell, so that what follows is seen."""
+def _mark(mark: int | None, now: int | None, *, has_moved: bool) -> int | None:
+    """Where a witness stood when it last moved; lower if it fell, so that what follows counts."""
     if now is None:
         return mark
-    return now if mark is None or is_sign or now < mark else mark
+    return now if mark is None or has_moved or now < mark else mark

@@ -5,10 +5,12 @@ This is the one place that declares a reason; labels, log, API, CLI and docs rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
+
+from vllm_agent.observations import Stage
 
 
 class Reason(StrEnum):
@@ -46,27 +48,78 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReasonText:
-    """What a reason means and what an operator does about it, one sentence each."""
+    """What a reason means and what an operator does about it, one sentence each.
+
+    `specific` is advice with facts in braces: the first of which all are known takes the place of
+    `advice`.
+    """
 
     meaning: str
     advice: str
+    specific: tuple[str, ...] = ()
 
 
-_LOG = "Read the server's own log from its last start on"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of the server that failed; empty or None where it is not.
+
+    `hub_id` and `revision` are of a model on the Hub, `folder` is the path of one that is not.
+    `holder` is who holds its port, or GPU memory. `logged` is the server's name where lines of its
+    log are kept. A load that stalled did so in `stage`, `quiet` is for how long, and `limit` is how
+    long it may, as `limit_key` of the configuration says.
+    """
+
+    hub_id: str = ""
+    revision: str = ""
+    folder: str = ""
+    port: str = ""
+    holder: str = ""
+    logged: str = ""
+    stage: Stage | None = None
+    quiet: str = ""
+    limit: str = ""
+    limit_key: str = ""
+
+
+_FACTS: Final = tuple(field.name for field in fields(Facts))
+
+MAX_FACT_CHARACTERS: Final = 200
+"""Facts come from other people's command lines. A name on the Hub has at most 96 characters, and of
+a path so many say enough."""
+
+_LOG: Final = "Read the server's own log from its last start on"
+_KEPT_LOG: Final = "Run 'vllm-agent history {logged}' on its host for the last lines of its log"
+_HUB: Final = "https://huggingface.co"
+
+_SUSPECTS: Final = MappingProxyType(
+    {
+        Stage.DOWNLOAD: "the network to the Hub, and the disk of the model cache",
+        Stage.INIT: "ranks that wait for each other (NCCL_DEBUG=INFO)",
+        Stage.LOAD_WEIGHTS: "the disk, or the network file system, that holds the checkpoint",
+        Stage.COMPILE: "the compiler's processes, and the disk of VLLM_CACHE_ROOT",
+        Stage.WARMUP: "ranks that wait for each other (NCCL_DEBUG=INFO)",
+    }
+)
+"""What a load most often hangs at."""
 
 REASON_TEXT: Final = MappingProxyType(
     {
         Reason.ENGINE_DIED: ReasonText(
             "The engine or one of its workers ended while the API server was still there.",
             f"{_LOG}; the first traceback of EngineCore or a worker names the cause.",
+            specific=(
+                f"{_KEPT_LOG}; the first traceback of EngineCore or a worker names the cause.",
+            ),
         ),
         Reason.API_SERVER_DIED: ReasonText(
             "One of several API server processes ended first.",
             f"{_LOG}; look for a traceback of that API server and for the kernel's OOM killer.",
+            specific=(f"{_KEPT_LOG}; look for a traceback of that API server.",),
         ),
         Reason.EXIT_NONZERO: ReasonText(
             "The main process ended with a status other than 0.",
             f"{_LOG}; its last error names the cause.",
+            specific=(f"{_KEPT_LOG}; the last error names the cause.",),
         ),
         Reason.SIGNAL: ReasonText(
             "The main process was ended by a signal that is no request to stop.",
@@ -85,14 +138,21 @@ REASON_TEXT: Final = MappingProxyType(
         Reason.GPU_MEMORY_TAKEN: ReasonText(
             "Somebody else held the GPU memory that the server wanted at its start.",
             "End who holds it (often an orphan: see 'vllm-agent gpus'), then start again.",
+            specific=(
+                "GPU memory is held by {holder}: end that, or lower --gpu-memory-utilization.",
+            ),
         ),
         Reason.KV_CACHE_TOO_SMALL: ReasonText(
             "After loading the model too little memory was left for the KV cache.",
-            "Lower --max-model-len or raise --gpu-memory-utilization.",
+            "Lower --max-model-len (the log says what fits) or raise --gpu-memory-utilization.",
         ),
         Reason.CONTEXT_TOO_LONG: ReasonText(
             "--max-model-len is larger than the model allows.",
             "Lower --max-model-len to what the model's configuration states.",
+            specific=(
+                "Lower --max-model-len to what config.json at {page} states.",
+                "Lower --max-model-len to what {folder}/config.json states.",
+            ),
         ),
         Reason.GPU_FAULT: ReasonText(
             "A GPU that it held had a fault: the driver told an XID, or lost the device.",
@@ -110,14 +170,22 @@ REASON_TEXT: Final = MappingProxyType(
         Reason.MODEL_NOT_FOUND: ReasonText(
             "The model is neither on the Hub nor a local folder.",
             "Check the spelling of the model name or path.",
+            specific=(
+                "Check that {page} exists, or it is private: set HF_TOKEN.",
+                "{folder} is not there, holds no model, or the server's user may not read it.",
+            ),
         ),
         Reason.HF_AUTH: ReasonText(
             "The Hub refused access to the model.",
             "Set HF_TOKEN to a token of an account that has accepted the model's terms.",
+            specific=("Accept the terms at {page} and set HF_TOKEN to a token of that account.",),
         ),
         Reason.HF_NETWORK: ReasonText(
             "The Hub could not be reached.",
             "Check the network and proxy, or download the model first and set HF_HUB_OFFLINE=1.",
+            specific=(
+                "Check the network and proxy, or run '{download}' elsewhere and copy its HF_HOME.",
+            ),
         ),
         Reason.DISK_FULL: ReasonText(
             "The disk is full.",
@@ -125,23 +193,38 @@ REASON_TEXT: Final = MappingProxyType(
         ),
         Reason.AIRGAPPED: ReasonText(
             "The model is not complete in the local cache and downloads are off.",
-            "Copy the model into the cache of this host.",
+            "Copy the model into the cache of this host: below HF_HOME of the server.",
+            specific=(
+                "Run '{download}' on a host with a network, then copy its HF_HOME to the server's.",
+            ),
         ),
         Reason.UNSUPPORTED_MODEL: ReasonText(
             "This vLLM does not support the model's architecture.",
             "Use a newer vLLM, or --trust-remote-code where the model brings its own code.",
+            specific=("See at {page} which vLLM it needs, and whether --trust-remote-code.",),
         ),
         Reason.BAD_ARGUMENTS: ReasonText(
             "vLLM rejected its command line.",
             "Compare the arguments with `vllm serve --help` of the installed version.",
+            specific=(f"{_KEPT_LOG}, and compare its arguments with `vllm serve --help`.",),
         ),
         Reason.PORT_IN_USE: ReasonText(
             "Another process holds the port.",
             "Find it with `ss -ltnp`, end it, or choose another --port.",
+            specific=(
+                "Port {port} is held by {holder}: end that, or choose another --port.",
+                "Find who holds port {port} with `ss -ltnp`, end it, or choose another --port.",
+            ),
         ),
         Reason.LOAD_STALLED: ReasonText(
             "Loading made no progress for longer than load_timeout.",
             "Look for a hung download, NCCL start or disk; raise load_timeout if it is only slow.",
+            specific=(
+                (
+                    "No progress in stage {stage} for {quiet}: look at {suspect}. "
+                    "If it is only slow, raise {limit_key}, which is {limit}."
+                ),
+            ),
         ),
         Reason.UNHEALTHY: ReasonText(
             "It answers its checks with errors or with something no vLLM says.",
@@ -170,6 +253,41 @@ REASON_TEXT: Final = MappingProxyType(
         Reason.UNKNOWN: ReasonText(
             "It ended and nothing that was seen tells why.",
             f"{_LOG}.",
+            specific=(f"{_KEPT_LOG}.",),
         ),
     }
 )
+
+
+def advice_on(reason: Reason, facts: Facts) -> str:
+    """What an operator does about a failure, as specific as the facts allow."""
+    text, known = REASON_TEXT[reason], _known(facts)
+    for template in text.specific:
+        try:
+            return template.format_map(known)
+        except KeyError:
+            continue
+    return text.advice
+
+
+def _known(facts: Facts) -> dict[str, str]:
+    """The facts that are there, and what follows from them."""
+    known = {name: _plain(value) for name in _FACTS if (value := getattr(facts, name))}
+    if facts.hub_id:
+        known["page"] = f"{_HUB}/{known['hub_id']}"
+        known["download"] = f"hf download {known['hub_id']}"
+        if facts.revision:
+            known["page"] += f"/tree/{known['revision']}"
+            known["download"] += f" --revision {known['revision']}"
+    if facts.stage is not None:
+        known["suspect"] = _SUSPECTS[facts.stage]
+    return known
+
+
+def _plain(text: str) -> str:
+    """What others chose, fit for a line of a terminal: printable and short."""
+    if len(text) > MAX_FACT_CHARACTERS:
+        text = f"{text[:MAX_FACT_CHARACTERS]}..."
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -99,9 +99,7 @@ def _maintenance_note(life: ServerLife, now: Instant) -> Transition:
     return Transition(now, life.phase, life.phase, None, detail, number)
 
 
-def _guard(
-    life: ServerLife, event: Event, policy: Policy, now: Instant
-) -> Guarded:
+def _guard(life: ServerLife, event: Event, policy: Policy, now: Instant) -> Guarded:
     match event:
         case Looked(look):
             looked = by_process.looked if policy.is_local else by_url.looked

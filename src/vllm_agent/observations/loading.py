@@ -95,6 +95,7 @@ class LoadLook:
     checkpoint mapped; None where no mapping can be seen. `io_bytes` were read and written by the
     tree, `gpu_bytes` it holds, `cpu_seconds` it used; the first and the last never fall.
     `compile_changes` counts what came to vLLM's torch.compile cache since the launch began.
+    `trouble` is the name of what its log says went wrong, empty where it says nothing.
     """
 
     process: ProcessId
@@ -109,6 +110,7 @@ class LoadLook:
     cpu_seconds: float | None = None
     compile_changes: int | None = None
     log: LogProgress | None = None
+    trouble: str = ""
 
     @property
     def can_see_progress(self) -> bool:

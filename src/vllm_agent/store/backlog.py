@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from vllm_agent.store.bounds import MAX_SERVERS, MAX_UNWRITTEN_ROWS
+from vllm_agent.store.bounds import MAX_SERVERS, MAX_UNWRITTEN_LOGS, MAX_UNWRITTEN_ROWS
 from vllm_agent.store.rows import EndingRow, HistoryRows, LaunchRow, TransitionRow
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from vllm_agent.store.rows import HistoryRow, MemoryRows
 
@@ -29,7 +29,8 @@ class Batch(NamedTuple):
 class Backlog:
     """Keeps additions until a batch that holds them is confirmed; rows beyond the bound are lost.
 
-    Lost rows are counted in `dropped`. A memory is only ever replaced by a newer one.
+    Lost rows and lost log lines are counted in `dropped`. A memory is only ever replaced by a newer
+    one.
     """
 
     def __init__(self, dropped: Counter[str]) -> None:
@@ -43,7 +44,7 @@ class Backlog:
     def __bool__(self) -> bool:
         return bool(self._memories or self._rows)
 
-    def add(self, memory: MemoryRows, rows: Iterable[HistoryRow] = ()) -> int:
+    def add(self, memory: MemoryRows, rows: Sequence[HistoryRow] = ()) -> int:
         """Keep one commit; its number is for `is_confirmed`."""
         self._added += 1
         self._memories[memory.memory.server] = memory
@@ -52,10 +53,22 @@ class Backlog:
             self._rows.popleft()
             self._rows_taken = max(0, self._rows_taken - 1)
             self._dropped["store_write"] += 1
+        if any(_has_log(row) for row in rows):
+            self._bound_logs()
         if len(self._memories) > MAX_SERVERS:
             del self._memories[next(iter(self._memories))]
             self._dropped["store_write"] += 1
         return self._added
+
+    def _bound_logs(self) -> None:
+        logs = [
+            (place, row)
+            for place, row in enumerate(self._rows)
+            if isinstance(row, EndingRow) and row.end_log is not None
+        ]
+        for place, row in logs[:-MAX_UNWRITTEN_LOGS]:
+            self._rows[place] = row._replace(end_log=None)
+            self._dropped["store_log"] += 1
 
     def is_confirmed(self, number: int) -> bool:
         """Whether that addition is on disk."""
@@ -97,6 +110,10 @@ class Backlog:
             transitions=[*transitions, *written.transitions][:limit],
             launches=[launches[number] for number in newest_first[:limit]],
         )
+
+
+def _has_log(row: HistoryRow) -> bool:
+    return isinstance(row, EndingRow) and row.end_log is not None
 
 
 def _apply(row: HistoryRow, launches: dict[int, tuple[LaunchRow, EndingRow | None]]) -> None:

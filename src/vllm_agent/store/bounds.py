@@ -44,8 +44,25 @@ a local user can invent names."""
 MAX_TEXT_BYTES: Final = 4096
 """Bytes of one detail, or of the evidence of one ending: a traceback's last lines fit."""
 
+MAX_HOLDER_BYTES: Final = 1024
+"""Bytes of who held what a launch needed: the names and PIDs of some processes fit."""
+
+MAX_LOG_BYTES: Final = 8192
+"""Bytes of the log lines of one ending: 40 lines of a traceback are 3 to 6 kB."""
+
+KEPT_LOGS: Final = 10
+"""The newest endings of a server that keep their log lines, as many as launches stay whatever their
+age: in a crash loop they all say the same."""
+
+MAX_LOGS: Final = 1000
+"""Endings of all servers that keep their log lines: at most 9 MB of the file, whoever invents
+names."""
+
 MAX_UNWRITTEN_ROWS: Final = 10_000
-"""Rows kept in memory while the disk is down: about 5 MB, at most 45 MB with the longest texts."""
+"""Rows kept in memory while the disk is down: about 5 MB, at most 50 MB with the longest texts."""
+
+MAX_UNWRITTEN_LOGS: Final = 100
+"""Of those, the endings that keep their log lines: at most 1 MB."""
 
 MAX_FILE_BYTES: Final = 128 * 2**20
 """Size of the database file, enforced by SQLite itself. The write-ahead log comes on top: 4 MiB, or

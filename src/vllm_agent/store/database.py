@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_agent.store import schema
 from vllm_agent.store.faults import UNSTORABLE_ERRORS
 from vllm_agent.store.rows import (
+    LAST_LOAD,
     CounterRow,
     EndingRow,
     HistoryRows,
@@ -36,6 +37,8 @@ _RAISE_COUNTER: Final = """
     INSERT INTO counters (server, counter, key, value) VALUES (?, ?, ?, ?)
     ON CONFLICT (server, counter, key) DO UPDATE SET value = excluded.value
     WHERE excluded.value > value"""
+_REMOVE_LAST_LOAD: Final = "DELETE FROM counters WHERE server = ? AND counter IN (?, ?)"
+_ADD_LAST_LOAD: Final = "INSERT INTO counters (server, counter, key, value) VALUES (?, ?, ?, ?)"
 _REMOVE_OTHER_LAUNCH: Final = """
     DELETE FROM launches
     WHERE server = :server AND number = :number
@@ -56,7 +59,8 @@ _ATTACH_ENDING: Final = """
     UPDATE launches
     SET ended_unix_seconds = :ended_unix_seconds, end_state = :end_state,
         end_reason = :end_reason, end_rule = :end_rule, end_evidence = :end_evidence,
-        end_exit_code = :end_exit_code, end_signal = :end_signal
+        end_exit_code = :end_exit_code, end_signal = :end_signal,
+        end_holder = :end_holder, end_log = :end_log
     WHERE server = :server AND number = :number"""
 _APPEND_TRANSITION: Final = """
     INSERT INTO transitions (
@@ -79,13 +83,13 @@ _READ_TRANSITIONS: Final = """
     FROM transitions WHERE server = ? ORDER BY id DESC LIMIT ?"""
 _READ_ENDING: Final = """
     SELECT server, number, ended_unix_seconds, end_state, end_reason, end_rule, end_evidence,
-        end_exit_code, end_signal
+        end_exit_code, end_signal, end_holder, end_log
     FROM launches WHERE server = ? AND number = ? AND end_state IS NOT NULL"""
 _READ_LAUNCHES: Final = """
     SELECT server, number, start_seconds, first_seen_unix_seconds, has_served, process_boot_id,
         process_pid, process_start_ticks,
         server, number, ended_unix_seconds, end_state, end_reason, end_rule, end_evidence,
-        end_exit_code, end_signal
+        end_exit_code, end_signal, end_holder, end_log
     FROM launches WHERE server = ? ORDER BY number DESC LIMIT ?"""
 
 
@@ -137,6 +141,9 @@ class Database:
             for memory in memories:
                 self.connection.execute(_REPLACE_MEMORY, memory.memory)
                 self.connection.executemany(_RAISE_COUNTER, memory.counters)
+                if memory.last_load:
+                    self.connection.execute(_REMOVE_LAST_LOAD, (memory.memory.server, *LAST_LOAD))
+                    self.connection.executemany(_ADD_LAST_LOAD, memory.last_load)
         self._dropped["store_ending"] += homeless
 
     def _write_row(self, row: HistoryRow) -> bool:

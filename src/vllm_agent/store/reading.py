@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from itertools import pairwise
+from math import inf, isfinite
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from vllm_agent.lifecycle.load_history import LOAD_BUCKETS_SECONDS, LOADING_STAGES, LoadHistory
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Tally, Transition
 from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
-from vllm_agent.observations import Instant, ProcessId
+from vllm_agent.observations import Instant, ProcessId, Stage
 from vllm_agent.store.bounds import MAX_UNKNOWN_VALUES
 from vllm_agent.store.records import History, LaunchRecord
+from vllm_agent.store.rows import (
+    LAST_LOAD_SECONDS,
+    LAST_STAGE_SECONDS,
+    LOADS_SECONDS_SUM,
+    LOADS_UP_TO,
+    LONGEST_STAGE_SECONDS,
+)
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from vllm_agent.store.rows import (
-        CounterRow,
         EndingRow,
         HistoryRows,
         LaunchRow,
@@ -58,7 +67,7 @@ class RowReader:
     def _read(self, read: Callable[[_Row], _Value], row: _Row) -> _Value | None:
         try:
             return read(row)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             # Any program may have written there: a column can hold any type.
             self._leave_out(str(error))
             return None
@@ -80,6 +89,9 @@ class RowReader:
 
     def _memory(self, rows: MemoryRows) -> Memory:
         row = rows.memory
+        values: dict[str, dict[str, float]] = {}
+        for counter in rows.counters:
+            values.setdefault(counter.counter, {})[counter.key] = counter.value
         return Memory(
             phase=self._word(Phase, row.phase, Phase.UNOBSERVED),
             reason=self._reason(row.reason),
@@ -91,7 +103,7 @@ class RowReader:
                 remaining=int(row.budget_remaining),
                 is_limit_reached=bool(row.is_limit_reached),
             ),
-            tally=self._tally(rows.counters),
+            tally=self._tally(values),
             maintenance_until_unix_seconds=_optional(float, row.maintenance_until_unix_seconds),
             entered_unix_seconds=_optional(float, row.entered_unix_seconds),
             last_ending=self._last_ending(rows.last_ending),
@@ -103,12 +115,10 @@ class RowReader:
             is_discovered=bool(row.is_discovered),
             is_wanted=bool(row.is_wanted),
             is_forgotten=bool(row.is_forgotten),
+            load_history=self._load_history(values),
         )
 
-    def _tally(self, rows: Iterable[CounterRow]) -> Tally:
-        values: dict[str, dict[str, float]] = {}
-        for row in rows:
-            values.setdefault(row.counter, {})[row.key] = row.value
+    def _tally(self, values: Mapping[str, Mapping[str, float]]) -> Tally:
         transitions = self._known(_state_pair, int, values.get("transitions", {}))
         return Tally(
             launches=int(values.get("launches", {}).get("", 0)),
@@ -119,6 +129,33 @@ class RowReader:
                 Reason, float, values.get("last_crash_unix_seconds", {})
             ),
         )
+
+    def _load_history(self, values: Mapping[str, Mapping[str, float]]) -> LoadHistory:
+        def stages(counter: str) -> Mapping[Stage, float]:
+            return self._known(_loading_stage, _seconds, values.get(counter, {}))
+
+        def seconds(counter: str) -> float | None:
+            return self._known(str, _seconds, values.get(counter, {})).get("")
+
+        return LoadHistory(
+            counts=self._load_counts(values.get(LOADS_UP_TO, {})),
+            sum_seconds=seconds(LOADS_SECONDS_SUM) or 0.0,
+            last_seconds=seconds(LAST_LOAD_SECONDS),
+            last_stage_seconds=stages(LAST_STAGE_SECONDS),
+            longest_stage_seconds=stages(LONGEST_STAGE_SECONDS),
+        )
+
+    def _load_counts(self, values: Mapping[str, float]) -> tuple[int, ...]:
+        """Loads per bucket of this version, from those that took no longer than each bound.
+
+        What was counted for a bound that this version does not know is in the next longer bucket.
+        """
+        bounds = (*LOAD_BUCKETS_SECONDS, inf)
+        up_to = self._known(float, _count, values)
+        for unknown in up_to.keys() - set(bounds):
+            self._leave_out(f"no bucket of loads up to {unknown:g} s")
+        reached = [max((up_to[at] for at in up_to if at <= bound), default=0) for bound in bounds]
+        return tuple(after - before for before, after in pairwise([0, *reached]))
 
     def _known(
         self,
@@ -157,6 +194,8 @@ class RowReader:
             evidence=tuple(str(sentence) for sentence in json.loads(row.end_evidence)),
             exit_code=_optional(int, row.end_exit_code),
             signal=_optional(int, row.end_signal),
+            holder=_text(row.end_holder) or "",
+            log=() if row.end_log is None else self._read(_lines, row.end_log) or (),
         )
 
 
@@ -187,6 +226,34 @@ def _optional(number: Callable[[float], _Number], value: float | None) -> _Numbe
 
 def _text(value: str | None) -> str | None:
     return None if value is None else str(value)
+
+
+def _lines(array: str) -> tuple[str, ...]:
+    lines = json.loads(array)
+    if not isinstance(lines, list):
+        raise TypeError("the lines of a log are no array")
+    return tuple(str(line) for line in lines)
+
+
+def _loading_stage(key: str) -> Stage:
+    stage = Stage(key)
+    if stage not in LOADING_STAGES:
+        raise ValueError(f"{stage} is no stage of a load")
+    return stage
+
+
+def _count(value: float) -> int:
+    count = int(value)
+    if count < 0:
+        raise ValueError("a count is below zero")
+    return count
+
+
+def _seconds(value: float) -> float:
+    seconds = float(value)
+    if not isfinite(seconds) or seconds < 0:
+        raise ValueError("a duration is below zero or without an end")
+    return seconds
 
 
 def _state_pair(key: str) -> tuple[ServerState, ServerState]:

@@ -1,7 +1,8 @@
 """What of the history may go, and when. Only the store's thread comes here.
 
 Order of the bounds: a gone server ages out whole; a server keeps its newest launches with their
-transitions whatever their age, and nothing beyond its own limits; the size of the file beats all.
+transitions whatever their age, and nothing beyond its own limits; log lines stay with the newest
+endings only; the size of the file beats all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_agent.store.bounds import (
     KEPT_LAUNCHES,
+    KEPT_LOGS,
     MAX_LAUNCHES,
+    MAX_LOGS,
     MAX_PRUNED_SERVERS,
     MAX_PRUNED_TRANSITIONS,
     MAX_SERVERS,
@@ -43,6 +46,16 @@ _SURPLUS_LAUNCHES: Final = """
             FROM launches
         )
         WHERE place > :max_launches
+    )"""
+_SURPLUS_LOGS: Final = """
+    UPDATE launches SET end_log = NULL WHERE (server, number) IN (
+        SELECT server, number FROM (
+            SELECT server, number,
+                row_number() OVER (PARTITION BY server ORDER BY number DESC) AS place,
+                row_number() OVER (ORDER BY ended_unix_seconds DESC) AS place_of_all
+            FROM launches WHERE end_log IS NOT NULL
+        )
+        WHERE place > :kept_logs OR place_of_all > :max_logs
     )"""
 # Where a server has fewer launches than are kept, the inner query is NULL and nothing goes.
 _AGED_TRANSITIONS: Final = """
@@ -106,6 +119,8 @@ def prune(
         dropped["store_history"] += surplus.rowcount
         surplus = connection.execute(_SURPLUS_LAUNCHES, {"max_launches": MAX_LAUNCHES})
         dropped["store_history"] += surplus.rowcount
+        surplus = connection.execute(_SURPLUS_LOGS, {"kept_logs": KEPT_LOGS, "max_logs": MAX_LOGS})
+        dropped["store_log"] += surplus.rowcount
     shrink(connection, dropped)
 
 

@@ -7,16 +7,29 @@ them a monotonic part of 0.0.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import accumulate
+from math import inf
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vllm_agent.store.bounds import MAX_TEXT_BYTES
+from vllm_agent.lifecycle.load_history import LOAD_BUCKETS_SECONDS
+from vllm_agent.store.bounds import MAX_HOLDER_BYTES, MAX_LOG_BYTES, MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator, Sequence
 
+    from vllm_agent.lifecycle.load_history import LoadHistory
     from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Tally, Transition
     from vllm_agent.observations import ProcessId
+
+
+LOADS_UP_TO: Final = "loads_up_to_seconds"
+LOADS_SECONDS_SUM: Final = "loads_seconds_sum"
+LONGEST_STAGE_SECONDS: Final = "longest_load_stage_seconds"
+LAST_LOAD_SECONDS: Final = "last_load_seconds"
+LAST_STAGE_SECONDS: Final = "last_load_stage_seconds"
+LAST_LOAD: Final = (LAST_LOAD_SECONDS, LAST_STAGE_SECONDS)
+"""Words of the column `counter` for what loads took; those of the last one also shrink."""
 
 
 class MemoryRow(NamedTuple):
@@ -51,7 +64,7 @@ class MemoryRow(NamedTuple):
 
 
 class CounterRow(NamedTuple):
-    """One counter of a server, or one of its timestamps that only grow."""
+    """One number of a server: a counter or a timestamp that only grows, or a fact that changes."""
 
     server: str
     counter: str
@@ -73,7 +86,7 @@ class LaunchRow(NamedTuple):
 
 
 class EndingRow(NamedTuple):
-    """The ending of a launch; `end_evidence` is a JSON array of sentences."""
+    """The ending of a launch; `end_evidence` is a JSON array of sentences, `end_log` of lines."""
 
     server: str
     number: int
@@ -84,6 +97,8 @@ class EndingRow(NamedTuple):
     end_evidence: str
     end_exit_code: int | None
     end_signal: int | None
+    end_holder: str | None
+    end_log: str | None
 
 
 class TransitionRow(NamedTuple):
@@ -99,10 +114,15 @@ class TransitionRow(NamedTuple):
 
 
 class MemoryRows(NamedTuple):
-    """Everything of one server's memory; `last_ending` is only read: endings are history."""
+    """Everything of one server's memory; `last_ending` is only read: endings are history.
+
+    `counters` only grow. `last_load` replaces what was known of the load before, where there was
+    one. Both are one table, which is read as `counters`.
+    """
 
     memory: MemoryRow
     counters: tuple[CounterRow, ...]
+    last_load: tuple[CounterRow, ...] = ()
     last_ending: EndingRow | None = None
 
 
@@ -149,8 +169,15 @@ def memory_rows(server: str, memory: Memory, now_unix_seconds: float) -> MemoryR
         is_forgotten=memory.is_forgotten,
         committed_unix_seconds=now_unix_seconds,
     )
-    counters = (CounterRow(server, *counter) for counter in _counters(memory.tally))
-    return MemoryRows(row, tuple(counters))
+    loads = memory.load_history
+    return MemoryRows(
+        row,
+        counters=tuple(
+            CounterRow(server, *counter)
+            for counter in (*_counters(memory.tally), *_load_counters(loads))
+        ),
+        last_load=tuple(CounterRow(server, *fact) for fact in _last_load(loads)),
+    )
 
 
 def _counters(tally: Tally) -> Iterator[tuple[str, str, float]]:
@@ -163,6 +190,25 @@ def _counters(tally: Tally) -> Iterator[tuple[str, str, float]]:
         yield "transitions", f"{old}>{new}", count
     for reason, unix_seconds in tally.last_crash_unix_seconds.items():
         yield "last_crash_unix_seconds", reason.value, unix_seconds
+
+
+def _load_counters(loads: LoadHistory) -> Iterator[tuple[str, str, float]]:
+    if not loads.count:
+        return
+    # By the bound and not by its place, and with all shorter loads: a version with other bounds
+    # still reads what is true of its own.
+    for bound, count in zip((*LOAD_BUCKETS_SECONDS, inf), accumulate(loads.counts), strict=True):
+        yield LOADS_UP_TO, str(bound), count
+    yield LOADS_SECONDS_SUM, "", loads.sum_seconds
+    for stage, seconds in loads.longest_stage_seconds.items():
+        yield LONGEST_STAGE_SECONDS, stage.value, seconds
+
+
+def _last_load(loads: LoadHistory) -> Iterator[tuple[str, str, float]]:
+    if loads.last_seconds is not None:
+        yield LAST_LOAD_SECONDS, "", loads.last_seconds
+    for stage, seconds in loads.last_stage_seconds.items():
+        yield LAST_STAGE_SECONDS, stage.value, seconds
 
 
 def launch_row(server: str, launch: Launch) -> LaunchRow:
@@ -182,6 +228,8 @@ def launch_row(server: str, launch: Launch) -> LaunchRow:
 
 def ending_row(server: str, ending: Ending, dropped: Counter[str]) -> EndingRow:
     """The row of `ending`; text that is cut is counted in `dropped`."""
+    # The last lines say most.
+    log = _bounded(ending.log[::-1], dropped, MAX_LOG_BYTES)[::-1]
     return EndingRow(
         server=server,
         number=ending.launch_number,
@@ -192,6 +240,8 @@ def ending_row(server: str, ending: Ending, dropped: Counter[str]) -> EndingRow:
         end_evidence=json.dumps(_bounded(ending.evidence, dropped), ensure_ascii=False),
         end_exit_code=ending.exit_code,
         end_signal=ending.signal,
+        end_holder="".join(_bounded((ending.holder,), dropped, MAX_HOLDER_BYTES)) or None,
+        end_log=json.dumps(log, ensure_ascii=False) if log else None,
     )
 
 
@@ -218,10 +268,12 @@ def _storable_name(name: str | None) -> str | None:
     return None if name is None else _cut(storable(name).encode(), MAX_TEXT_BYTES)
 
 
-def _bounded(texts: Sequence[str], dropped: Counter[str]) -> list[str]:
+def _bounded(
+    texts: Sequence[str], dropped: Counter[str], max_bytes: int = MAX_TEXT_BYTES
+) -> list[str]:
     """As many of `texts`, from the first, as fit into the bound together; the last one cut."""
     kept: list[str] = []
-    left_bytes = MAX_TEXT_BYTES
+    left_bytes = max_bytes
     for text in texts:
         encoded = text.encode("utf-8", "backslashreplace")
         if left_bytes > 0:

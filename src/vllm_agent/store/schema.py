@@ -11,10 +11,10 @@ from vllm_agent.store.bounds import BUSY_TIMEOUT_SECONDS, MAX_FILE_BYTES, WAL_BY
 from vllm_agent.store.faults import NewerSchemaError, UnusableFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """In PRAGMA user_version; a file with a greater one is left alone, an older one is migrated."""
 
 APPLICATION_ID: Final = 0x764C6C61
@@ -69,6 +69,8 @@ _TABLES: Final = {
         process_boot_id TEXT,
         process_pid INTEGER,
         process_start_ticks INTEGER,
+        end_holder TEXT,
+        end_log TEXT,
         PRIMARY KEY (server, number)
     ) WITHOUT ROWID""",
     "transitions": """(
@@ -82,7 +84,7 @@ _TABLES: Final = {
         launch_number INTEGER
     )""",
 }
-_ADDED_COLUMNS: Final = {
+_ADDED_COLUMNS: Final[Mapping[int, Mapping[str, tuple[str, ...]]]] = {
     2: {
         "servers": (
             "process_boot_id",
@@ -96,6 +98,7 @@ _ADDED_COLUMNS: Final = {
         ),
         "launches": ("process_boot_id", "process_pid", "process_start_ticks"),
     },
+    3: {"launches": ("end_holder", "end_log")},
 }
 """What a version added to the tables of the one before it: nothing else ever changes."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -54,6 +55,7 @@ DROPPED_KINDS: Final = (
     "store_text",  # texts cut to their bound
     "store_value",  # distinct values on disk that this version does not know
     "store_history",  # rows that a bound removed before their age did
+    "store_log",  # endings that lost their log lines to a bound, and are kept themselves
 )
 
 
@@ -123,7 +125,10 @@ class Store:
         )
 
     async def recall(self, server: str) -> Memory | None:
-        """What was last committed of `server`; None if nothing was, or the disk does not answer."""
+        """What was last committed of `server`; None if nothing was, or the disk does not answer.
+
+        The last ending of a server that left is without log lines: the history has them.
+        """
         key = storable(server)
         if key not in self._memories:
             rows = await self._read(partial(self._file.memory, key))
@@ -212,6 +217,8 @@ class Store:
                 self._keep(key, memory)
 
     def _keep(self, key: str, memory: Memory) -> None:
+        if memory.last_ending is not None and memory.is_forgotten:
+            memory = replace(memory, last_ending=replace(memory.last_ending, log=()))
         self._memories.pop(key, None)
         self._memories[key] = memory
         if len(self._memories) > MAX_SERVERS:

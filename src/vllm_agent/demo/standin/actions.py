@@ -1,23 +1,29 @@
-"""A recorded ending, done to itself by the server."""
+"""An ending that was asked for, done to itself by the server."""
 
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from vllm_agent.demo.standin.endings import ENDINGS, Target
 
 if TYPE_CHECKING:
+    from vllm_agent.demo.standin.options import Options
     from vllm_agent.demo.standin.tree import Tree
 
 
-def act(name: str, tree: Tree) -> None:
-    """Sends the signal of the named ending; called in the main process.
+def act(options: Options, tree: Tree) -> bool:
+    """Sends the signal of the ending that the options name, if any; called in the main process.
 
     Without worker processes the engine stands in for the worker.
     """
-    ending = ENDINGS[name]
     engine = tree.engines[0]
+    if options.fail_serving is not None:
+        return engine.send(signal.SIGUSR2)
+    if options.ending is None:
+        return False
+    ending = ENDINGS[options.ending]
     match ending.target:
         case Target.ENGINE:
             engine.send(ending.signum)
@@ -31,3 +37,4 @@ def act(name: str, tree: Tree) -> None:
             os.kill(os.getpid(), ending.signum)
         case Target.MAIN:
             os.kill(os.getpid(), ending.signum)
+    return True

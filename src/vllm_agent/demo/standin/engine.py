@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm_agent.demo.standin import process, worker
+from vllm_agent.demo.standin.compile_cache import compile_model
 from vllm_agent.demo.standin.failures import (
     ENGINE_FAILURE_RECORDING,
     FAILURES,
@@ -20,6 +21,11 @@ from vllm_agent.demo.standin.failures import (
 )
 from vllm_agent.demo.standin.log import Log, sections
 from vllm_agent.demo.standin.reactor import Reactor
+from vllm_agent.demo.standin.serving_failures import (
+    SERVING_FAILURES,
+    engine_traceback_of,
+    log_of_engine,
+)
 from vllm_agent.demo.standin.stages import stage_seconds
 
 if TYPE_CHECKING:
@@ -74,6 +80,8 @@ class _EngineCore:
         self._running = dict.fromkeys(channels.clients, 0)
         self._stepping: deque[int] = deque()
         self._held: list[int] = []
+        self._is_loading = True
+        self._last_words: tuple[str, ...] = ()
         self._hung = False
         self._stopping = False
         self._tearing_down = False
@@ -92,6 +100,7 @@ class _EngineCore:
         os.write(self._channels.ready, f"{pids}\n".encode())
         os.close(self._channels.ready)
         reactor.on_signal([signal.SIGTERM, signal.SIGINT], self._on_stop_signal)
+        reactor.on_signal([signal.SIGUSR2], lambda _signum: self._break_down())
         reactor.on_signal([signal.SIGUSR1], lambda _signum: self._set_hung(hung=not self._hung))
         for client in self._channels.clients:
             reactor.on_readable(client, partial(self._on_client, client))
@@ -115,20 +124,49 @@ class _EngineCore:
             return self._reactor.status
         if self._fails_at(Moment.ENGINE_INIT):
             return self._fail_load()
+        self._hang_at("init")
         for rank in range(options.workers):
             self._fork_worker(rank)
         if not self._load_weights():
             return self._fail_load() if self._reactor.status is None else self._reactor.status
         log.section("load", "engine_weights_loaded")
         if not options.enforce_eager:
-            log.section("load", "compile")
-            self._reactor.sleep(stage_seconds(options, "compile"))
-            log.section("load", "compiled")
+            self._compile()
         if self._fails_at(Moment.KV_CACHE):
             return self._fail_load()
+        self._hang_at("warmup")
         self._reactor.sleep(stage_seconds(options, "kv_cache"))
+        self._is_loading = False
         log.section("load", "engine_ready")
         return self._reactor.status
+
+    def _compile(self) -> None:
+        log = self._log_of_worker(0)
+        log.section("load", "compile")
+        self._hang_at("compile")
+        path = compile_model(self._options, stage_seconds(self._options, "compile"), self._reactor)
+        log.section("load", "compiled", path=path)
+
+    def _hang_at(self, stage: str) -> None:
+        if self._options.hang_load == stage:
+            self._reactor.hang(is_spinning=self._options.hang_spin)
+
+    def _log_of_worker(self, rank: int) -> Log:
+        """The log of a worker; where there is none EngineCore does its work."""
+        if rank not in self._workers:
+            return self._log
+        name = worker.title(self._options, self._index, rank)
+        return Log(name.removeprefix("VLLM::"), self._workers[rank].pid)
+
+    def _tell_of_silence(self) -> None:
+        """EngineCore says again and again that it hears nothing from its workers."""
+
+        def tell() -> None:
+            if self._is_loading:
+                self._log.section("load", "silent_worker")
+                self._tell_of_silence()
+
+        self._reactor.call_later(self._options.timing.silent_worker, tell)
 
     def _fork_worker(self, rank: int) -> None:
         ours, theirs = (end.detach() for end in socket.socketpair())
@@ -146,6 +184,7 @@ class _EngineCore:
             return not worker.load_weights(self._options, 0, self._log, self._reactor)
         for one in self._workers.values():
             os.write(one.control, worker.LOAD)
+        self._tell_of_silence()
         everyone = self._options.workers
         self._reactor.run_until(lambda: self._loaded == everyone or self._tearing_down)
         return self._loaded == everyone and not self._tearing_down
@@ -158,9 +197,8 @@ class _EngineCore:
         reason = self._options.fail_load or ""
         failure = FAILURES.get(reason)
         if failure is not None and failure.error is None:
-            for one in self._workers.values():
-                name = worker.title(self._options, self._index, one.rank)
-                Log(name.removeprefix("VLLM::"), one.pid).section(f"fail-{reason}", "worker")
+            for rank in self._workers:
+                self._log_of_worker(rank).section(f"fail-{reason}", "worker")
             self._log.section(f"fail-{reason}", "engine", engine=self._name)
         else:
             error = "RuntimeError: Executor failed." if failure is None else failure.error
@@ -202,6 +240,8 @@ class _EngineCore:
                 self._loaded += 1
             elif byte == worker.FAILED[0]:
                 self._tearing_down = True
+            elif byte == worker.BREAK[0]:
+                self._on_broken_step()
             elif self._stepping:
                 _write(self._stepping.popleft(), STEP)
 
@@ -253,11 +293,27 @@ class _EngineCore:
                 self._exit_later(0)
             return
         self._tearing_down = True
-        self._fail(one.rank, process.exit_status(wait_status))
+        status = process.exit_status(wait_status)
+        self._log.section("endings", "worker_died", rank=one.rank, status=status)
+        self._fail()
 
-    def _fail(self, rank: int, status: int) -> None:
+    def _break_down(self) -> None:
+        """What was asked for breaks a step; the first worker knows why, and answers."""
+        if self._workers:
+            _write(next(iter(self._workers.values())).control, worker.BREAK)
+        else:
+            worker.break_down(self._options, self._log)
+            self._on_broken_step()
+
+    def _on_broken_step(self) -> None:
+        self._tearing_down = True
+        failure = SERVING_FAILURES[self._options.fail_serving or ""]
+        self._last_words = engine_traceback_of(failure, has_workers=bool(self._workers))
+        log_of_engine(self._last_words, self._log)
+        self._fail()
+
+    def _fail(self) -> None:
         """The executor is broken: the API servers learn it at once, the exit takes its time."""
-        self._log.section("endings", "worker_died", rank=rank, status=status)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for client in self._running:
             self._reactor.forget(client)
@@ -272,7 +328,10 @@ class _EngineCore:
         self._reactor.call_later(self._options.timing.engine_teardown, lambda: self._exit(status))
 
     def _exit(self, status: int) -> None:
-        if status:
+        if self._last_words:
+            for line in (f"Process {self._name}:", *self._last_words):
+                self._log.bare(line + "\n")
+        elif status:
             self._log.section("endings", "engine_failed", engine=self._name)
         self._reactor.stop(status)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import socket
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vllm_agent.demo.standin.engine import failed_wrapper
 from vllm_agent.demo.standin.failures import FAILURES, Moment
+from vllm_agent.demo.standin.hub_cache import Repo, named_cache
 from vllm_agent.demo.standin.reactor import Reactor
 from vllm_agent.demo.standin.stages import stage_seconds
 from vllm_agent.demo.standin.tree import Tree
@@ -62,6 +64,8 @@ class Load:
             "INFO", "api_utils.py:286", f"non-default args: {self._options.non_default_args}"
         )
         sock = self._bind()
+        self._log.section("load", "limits")
+        self._fetch_config()
         self._configure()
         return sock
 
@@ -91,12 +95,23 @@ class Load:
             report_port_in_use(self._log)
             raise LoadFailed(_FAILED) from error
 
+    def _fetch_config(self) -> None:
+        if self._fails_at(Moment.FETCH_CONFIG):
+            self._checked(lambda: self.reactor.sleep(stage_seconds(self._options, "configure")))
+            self._fail()
+        cache = named_cache(os.environ, self._options.download_dir)
+        if self._options.download_seconds is not None and cache is not None:
+            Repo(cache, self._options).fetch_config()
+
     def _configure(self) -> None:
         options = self._options
         self._log.section("load", "configure", max_model_len=options.max_model_len)
         if options.enforce_eager:
             self._log.section("load", "configure_eager")
         self._checked(lambda: self.reactor.sleep(stage_seconds(options, "configure")))
+        if options.hang_load == "configure":
+            self.reactor.hang(is_spinning=options.hang_spin)
+            self._checked(lambda: False)
         if self._fails_at(Moment.CONFIGURE):
             self._fail()
 

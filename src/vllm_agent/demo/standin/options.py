@@ -9,10 +9,16 @@ from dataclasses import dataclass, field
 from vllm_agent.demo.standin.endings import ENDINGS
 from vllm_agent.demo.standin.failures import FAILURES
 from vllm_agent.demo.standin.faults import FAULTS, Fault
+from vllm_agent.demo.standin.hub_cache import named_cache
+from vllm_agent.demo.standin.serving_failures import SERVING_FAILURES
 from vllm_agent.demo.standin.timing import Timing
 
 # vLLM's own default when no model is named.
 _DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
+# Little enough for any disk, and enough to be seen growing.
+_DOWNLOAD_BYTES = 64 * 2**20
+# Where a load can hang, in the order of a load; a download hangs by --stall-download.
+HANGS = ("configure", "init", "load_weights", "compile", "warmup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,19 @@ class Options:
     engines: int = 1
     load_seconds: float = 0.0
     shards: int = 6
+    download_dir: str | None = None
+    download_seconds: float | None = None
+    download_bytes: int = _DOWNLOAD_BYTES
+    stall_download: float | None = None
+    retry_download: float | None = None
     fail_load: str | None = None
-    hang_load: bool = False
+    hang_load: str | None = None
+    hang_spin: bool = False
     swallow_sigterm_while_loading: bool = True
     ignore_sigterm: bool = False
     exit_code: int | None = None
     ending: str | None = None
+    fail_serving: str | None = None
     ending_after: float = 0.0
     orphan_lifetime: float = 120.0
     hang_after: float | None = None
@@ -55,6 +68,11 @@ class Options:
     faults: tuple[Fault, ...] = ()
     timing: Timing = field(default_factory=Timing)
     non_default_args: str = "{}"
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether it ends after a while without a signal from outside."""
+        return (self.ending, self.fail_serving, self.exit_code) != (None, None, None)
 
     @property
     def several_processes(self) -> bool:
@@ -87,7 +105,16 @@ def parse(arguments: list[str]) -> Options:
         chosen, _ignored = parser.parse_known_args([*rest, *needed])
     if (chosen.ssl_certfile is None) != (chosen.ssl_keyfile is None):
         parser.error("--ssl-certfile and --ssl-keyfile go together")
+    if chosen.download_seconds is not None:
+        _check_download(parser, tag or chosen.model or _DEFAULT_MODEL, chosen.download_dir)
     return _options(chosen, tag)
+
+
+def _check_download(parser: argparse.ArgumentParser, model: str, folder: str | None) -> None:
+    if model.startswith("/") or model.count("/") != 1:
+        parser.error("--download-seconds needs a model of the Hub, such as org/name")
+    if named_cache(os.environ, folder) is None:
+        parser.error("--download-seconds needs HF_HOME or --download-dir: it fills that cache")
 
 
 def _options(chosen: argparse.Namespace, tag: str | None) -> Options:
@@ -139,6 +166,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def _ratio(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vllm_agent.demo.server",
@@ -172,6 +206,7 @@ def _vllm_flags(group: argparse._ArgumentGroup) -> None:
     add("--data-parallel-size", "-dp", type=int, default=1, metavar="N", help="engines")
     add("--api-server-count", "-asc", type=int, metavar="N", help="API servers (default: engines)")
     add("--shutdown-timeout", type=float, default=0.0, metavar="S", help="drain before a stop")
+    add("--download-dir", metavar="DIR", help="cache of the Hub instead of that of HF_HOME")
     add("--enforce-eager", action="store_true", help="no compile lines in the log")
     add("--disable-uvicorn-access-log", action="store_true", help="no line for each request")
     add("--disable-access-log-for-endpoints", default="", metavar="PATHS", help="comma separated")
@@ -181,9 +216,32 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--load-seconds", type=float, default=0.0, metavar="S", help="length of the load")
     add("--shards", type=int, default=6, metavar="N", help="checkpoint shards")
+    add(
+        "--download-seconds",
+        type=float,
+        metavar="S",
+        help="download the model into the cache that HF_HOME or --download-dir names",
+    )
+    add(
+        "--download-bytes",
+        type=int,
+        default=_DOWNLOAD_BYTES,
+        metavar="N",
+        help="size of its weights (default %(default)s); so much of the disk is taken",
+    )
+    add("--stall-download", type=_ratio, metavar="RATIO", help="stop there for ever")
+    add("--retry-download", type=_ratio, metavar="RATIO", help="begin anew there, once")
     add("--workers", type=int, metavar="N", help="worker processes; 0: inside EngineCore")
     add("--fail-load", choices=sorted(FAILURES), metavar="REASON", help=", ".join(sorted(FAILURES)))
-    add("--hang-load", action="store_true", help="stop in the middle of the weights for ever")
+    add(
+        "--hang-load",
+        nargs="?",
+        const="load_weights",
+        choices=HANGS,
+        metavar="STAGE",
+        help=f"stop in the middle of it for ever: {', '.join(HANGS)} (default load_weights)",
+    )
+    add("--hang-spin", action="store_true", help="take a whole core while it hangs")
     group.add_argument(
         "--ignore-sigterm-while-loading",
         dest="swallow_sigterm_while_loading",
@@ -196,6 +254,12 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
 def _ending_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--ending", choices=ENDINGS, metavar="NAME", help=", ".join(ENDINGS))
+    add(
+        "--fail-serving",
+        choices=sorted(SERVING_FAILURES),
+        metavar="REASON",
+        help=f"break the engine at --ending-after: {', '.join(sorted(SERVING_FAILURES))}",
+    )
     add("--ending-after", type=float, default=0.0, metavar="S", help="seconds of serving before it")
     add(
         "--exit-code",

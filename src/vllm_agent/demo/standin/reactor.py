@@ -69,6 +69,11 @@ class Reactor:
             self._turn()
         return self._status
 
+    def hang(self, *, is_spinning: bool) -> None:
+        """Serves until `stop`; spinning takes a whole core, as a collective that waits does."""
+        while self._status is None:
+            self._turn(0.0 if is_spinning else None)
+
     def sleep(self, seconds: float) -> bool:
         """Serves for a while; False when somebody stopped the reactor meanwhile."""
         return self.run_until(lambda: False, seconds)
@@ -82,9 +87,9 @@ class Reactor:
             self._turn()
         return self._status is None
 
-    def _turn(self) -> None:
-        timeout = None
-        if self._deadlines:
+    def _turn(self, timeout: float | None = None) -> None:
+        """One wait, until the next deadline or for `timeout` milliseconds, and what it brings."""
+        if self._deadlines and timeout is None:
             timeout = max(0.0, self._deadlines[0][0] - time.monotonic()) * 1000
         for fd, _event in self._poll.poll(timeout):
             callback = self._readers.get(fd)

@@ -101,13 +101,11 @@ class Watcher:
             return
         self._reactor.forget(self._heard)
         on_listening()
-        if self._options.ending is not None or self._options.exit_code is not None:
+        if self._options.ends_by_itself:
             self._reactor.call_later(self._options.ending_after, self._perform_ending)
 
     def _perform_ending(self) -> None:
-        if self._options.ending is not None:
-            act(self._options.ending, self._tree)
-        else:
+        if not act(self._options, self._tree):
             self._ending = True
             self._kill_everyone()
             self._reactor.stop(0)

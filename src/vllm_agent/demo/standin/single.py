@@ -33,7 +33,7 @@ class SingleServer(ApiServer):
         for index, engine in enumerate(self._tree.engines):
             loop.add_reader(engine.pidfd, self._reap, index, engine)
         loop.add_signal_handler(signal.SIGUSR1, self._toggle_hang)
-        if self.options.ending is not None or self.options.exit_code is not None:
+        if self.options.ends_by_itself:
             loop.call_later(self.options.ending_after, self._perform_ending)
 
     def _reap(self, index: int, engine: Engine) -> None:
@@ -49,9 +49,7 @@ class SingleServer(ApiServer):
             engine.send(signal.SIGUSR1)
 
     def _perform_ending(self) -> None:
-        if self.options.ending is not None:
-            act(self.options.ending, self._tree)
-        else:
+        if not act(self.options, self._tree):
             self._tree.kill_engines()
             self.end(0)
 

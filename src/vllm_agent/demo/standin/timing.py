@@ -32,6 +32,7 @@ class Timing:
     keep_alive: float = 5.0  # uvicorn's default
     interrupt_load: float = 5.0  # SIGINT while loading to exit 1; up to 18 s were seen
     drip: float = 1.0  # between two bytes of a slow answer
+    silent_worker: float = 60.0  # EngineCore waits so long for a worker before it logs a line
 
     def divided_by(self, speed: float) -> Timing:
         """All delays, `speed` times shorter."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -12,18 +11,20 @@ from typing import TYPE_CHECKING
 
 from vllm_agent.demo.standin import process
 from vllm_agent.demo.standin.failures import FAILURES, Moment
+from vllm_agent.demo.standin.hub_cache import Repo, named_cache, shards_in
 from vllm_agent.demo.standin.log import Log
 from vllm_agent.demo.standin.reactor import Reactor
+from vllm_agent.demo.standin.serving_failures import SERVING_FAILURES, log_of_worker
 from vllm_agent.demo.standin.stages import stage_seconds
 
 if TYPE_CHECKING:
     from vllm_agent.demo.standin.options import Options
 
 # What EngineCore and a worker say to each other, one byte each.
-LOAD, LOADED, FAILED, STEP, SHUT_DOWN = b"l", b"r", b"f", b"s", b"q"
+LOAD, LOADED, FAILED, STEP, SHUT_DOWN, BREAK = b"l", b"r", b"f", b"s", b"q", b"x"
 
-_NATURAL = re.compile(r"(\d+)")
 _SHARD_BAR = "Loading safetensors checkpoint shards: "
+_WORTH_A_LINE_SECONDS = 0.5
 
 
 def title(options: Options, engine: int, rank: int) -> str:
@@ -68,6 +69,9 @@ class _Worker:
                 os.write(self._control, STEP)
             elif byte == LOAD[0]:
                 self._load_asked = True
+            elif byte == BREAK[0]:
+                break_down(self._options, self._log)
+                os.write(self._control, BREAK)
             else:
                 self._reactor.forget(self._control)
                 self._log.section("endings", "worker_orphaned")
@@ -87,6 +91,17 @@ class _Worker:
         process.freeze_and_die_by(signal.SIGSEGV, self._options.timing.core_dump)
 
 
+def break_down(options: Options, log: Log) -> None:
+    """Prints what broke it, and dies of it where it is not an error that EngineCore is told."""
+    failure = SERVING_FAILURES[options.fail_serving or ""]
+    if failure.signum is None:
+        log_of_worker(failure, log)
+        return
+    for line in failure.lines:
+        log.bare(line + "\n")
+    process.die_by(failure.signum)
+
+
 def load_weights(options: Options, rank: int, log: Log, reactor: Reactor) -> bool:
     """Prints and takes the time of the weights; True when they fail to load.
 
@@ -95,15 +110,19 @@ def load_weights(options: Options, rank: int, log: Log, reactor: Reactor) -> boo
     """
     if rank == 0:
         log.section("load", "worker_init", model=options.model)
+    found = _checkpoint(options, rank, log, reactor)
+    if rank == 0:
+        size = sum(path.stat().st_size for path in found)
+        log.section("load", "checkpoint", size=f"{size / 2**30:.2f}")
     failure = FAILURES.get(options.fail_load or "")
-    shards = _checkpoint(options.model) or [None] * options.shards
+    shards: list[Path | None] = [*found] or [None] * options.shards
     seconds = stage_seconds(options, "weights")
     began = time.monotonic()
     for done, shard in enumerate(shards):
         _bar(log, rank, done, len(shards), time.monotonic() - began)
         middle = done >= len(shards) // 2
-        if middle and options.hang_load:
-            reactor.run()
+        if middle and options.hang_load == "load_weights":
+            reactor.hang(is_spinning=options.hang_spin)
         if middle and failure is not None and failure.moment is Moment.WEIGHTS:
             return True
         if not _read_shard(shard, seconds / len(shards), reactor):
@@ -111,24 +130,31 @@ def load_weights(options: Options, rank: int, log: Log, reactor: Reactor) -> boo
     _bar(log, rank, len(shards), len(shards), time.monotonic() - began)
     if rank == 0:
         log.bare("\n")
-        log.record(
-            "INFO",
-            "default_loader.py:501",
-            f"Loading weights took {time.monotonic() - began:.2f} seconds",
-        )
+        took = time.monotonic() - began
+        log.section("load", "weights_loaded", seconds=f"{took:.2f}")
     return False
 
 
-def _checkpoint(model: str) -> list[Path | None]:
-    """The shards of a model directory in natural order; empty for anything else."""
-    found = Path(model).glob("*.safetensors") if Path(model).is_dir() else ()
-    return [*sorted(found, key=lambda path: _NATURAL.split(path.name))]
+def _checkpoint(options: Options, rank: int, log: Log, reactor: Reactor) -> list[Path]:
+    """The shards of a model directory, or of a download, in natural order; else none."""
+    cache = named_cache(os.environ, options.download_dir)
+    if options.download_seconds is None or cache is None:
+        return shards_in(Path(options.model))
+    repo, began = Repo(cache, options), time.monotonic()
+    repo.fetch_weights(reactor)
+    took = time.monotonic() - began
+    # As vLLM: a cache that was full is not worth a line.
+    if rank == 0 and took > _WORTH_A_LINE_SECONDS:
+        log.section("load", "downloaded", model=options.model, seconds=f"{took:.6f}")
+    return repo.shards
 
 
 def _read_shard(shard: Path | None, seconds: float, reactor: Reactor) -> bool:
     if shard is None:
         return reactor.sleep(seconds)
-    with shard.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+    with shard.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        # As a reader of the header does: a page fault tells that something is mapped.
+        mapped.read_byte()
         return reactor.sleep(seconds)
 
 

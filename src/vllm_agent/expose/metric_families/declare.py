@@ -52,6 +52,17 @@ def running_counter(
     return Family(PREFIX + name, MetricType.COUNTER, text, ("server",), labels, samples)
 
 
+def running_gauge(
+    name: str,
+    text: str,
+    samples: Callable[[ServerMoment], Samples],
+    *labels: str,
+    modes: tuple[LifecycleMode, ...] = EVERY_MODE,
+) -> Family[ServerMoment]:
+    """A gauge of a server that changes with the clock."""
+    return Family(PREFIX + name, MetricType.GAUGE, text, ("server",), labels, samples, modes)
+
+
 def of_gpu(
     name: str,
     kind: MetricType,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.expose.family import label_value
 from vllm_agent.expose.metric_families.declare import counter, gauge, one, running_counter
 from vllm_agent.lifecycle.reasons import Reason
-from vllm_agent.lifecycle.states import ALIVE_PHASES, LifecycleMode, ServerState
-from vllm_agent.observations import Stage
+from vllm_agent.lifecycle.states import ALIVE_PHASES, ServerState
 
 if TYPE_CHECKING:
     from vllm_agent.expose.family import Family, Samples, ServerMoment
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
 # Walking an Enum is slow, and a scrape does it for every server.
 _STATES: Final = tuple(ServerState)
 _FAILURE_STATES: Final = frozenset({ServerState.FAILED, ServerState.CRASHED})
-# What a mode can produce; these series exist from the start.
-_ALL_STAGES: Final = tuple(Stage)
-_STAGES: Final = MappingProxyType({LifecycleMode.EXTERNAL: (Stage.NONE,)})
 
 
 def _server_info(server: ServerSnapshot) -> Samples:
@@ -68,13 +63,6 @@ def _sleeping(server: ServerSnapshot) -> Samples:
     return one(server.life.is_sleeping) if server.life.phase in ALIVE_PHASES else ()
 
 
-def _load_stage(server: ServerSnapshot) -> Samples:
-    if server.life.state is ServerState.STARTING:
-        return ()  # it is in one of the stages, and nothing says in which
-    stages = _STAGES.get(server.mode, _ALL_STAGES)
-    return [((stage,), float(stage is Stage.NONE)) for stage in stages]
-
-
 STATE_FAMILIES: Final[tuple[Family[ServerSnapshot], ...]] = (
     gauge(
         "server_info",
@@ -117,12 +105,6 @@ STATE_FAMILIES: Final[tuple[Family[ServerSnapshot], ...]] = (
         "server_sleeping",
         "Whether the server says that its engine sleeps.",
         _sleeping,
-    ),
-    gauge(
-        "load_stage",
-        "Whether a starting server is in this stage of its load; none when it is not loading.",
-        _load_stage,
-        "stage",
     ),
 )
 

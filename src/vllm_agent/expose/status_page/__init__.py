@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import vllm_agent
 from vllm_agent.expose.severity import BY_SEVERITY, worst_first
 from vllm_agent.expose.status_page import gpus
-from vllm_agent.expose.status_page.rows import COLUMNS, moment, server_row
+from vllm_agent.expose.status_page.rows import COLUMNS, server_row
+from vllm_agent.expose.status_page.words import moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

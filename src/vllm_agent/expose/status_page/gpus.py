@@ -6,7 +6,9 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.expose.gpu_view import gpu_collector
-from vllm_agent.expose.status_page.rows import UNKNOWN, moment, server_link
+from vllm_agent.expose.size_text import size_text
+from vllm_agent.expose.status_page.rows import server_link
+from vllm_agent.expose.status_page.words import UNKNOWN, moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,8 +21,6 @@ COLUMNS: Final = ("GPU", "Memory", "Servers", "Orphans", "Other", "Load", "Fault
 MAX_LINES: Final = 8
 """Servers, orphans, others or faults of a GPU that are named, the rest is counted: a row stays a
 row, and the API lists them all."""
-
-_UNITS: Final = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
 def section(snapshot: AgentSnapshot, now: Instant) -> Iterator[str]:
@@ -162,9 +162,4 @@ def _lines(lines: Iterable[str]) -> str:
 
 
 def _size(size_bytes: int | None) -> str:
-    if size_bytes is None:
-        return UNKNOWN
-    for unit, unit_bytes in _UNITS:
-        if abs(size_bytes) >= unit_bytes:
-            return f"{size_bytes / unit_bytes:.1f} {unit}"
-    return f"{size_bytes} B"
+    return UNKNOWN if size_bytes is None else size_text(size_bytes)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+from vllm_agent.expose.advice import advice_on_server
 from vllm_agent.expose.json_view import reason_of
 from vllm_agent.expose.process_view import main_pid
-from vllm_agent.lifecycle.reasons import REASON_TEXT
+from vllm_agent.expose.status_page.load import load_lines
+from vllm_agent.expose.status_page.words import UNKNOWN, moment
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import ServerLife
@@ -29,12 +30,9 @@ COLUMNS: Final = (
     "Last check",
 )
 
-UNKNOWN: Final = '<span class="quiet">unknown</span>'
-
 SHORT_CONTAINER_ID: Final = 12
 """Digits of a container's id that `docker ps` shows, and that every tool accepts."""
 
-_UNITS: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _FOREVER: Final = float("inf")
 
 
@@ -46,7 +44,7 @@ def server_row(server: ServerSnapshot, now: Instant) -> str:
         f'<th scope="row">{server_link(server.name)}</th>',
         f'<td class="condition">{_state(life, now)}</td>',
         f"<td>{moment(life.entered.unix_seconds, now)}</td>",
-        f'<td class="why">{_why(life)}</td>',
+        f'<td class="why">{_why(server, now)}</td>',
         f'<td class="model" data-label="Model">{_models(server)}</td>',
         f'<td data-label="vLLM">{_text(server.version)}</td>',
         f'<td data-label="Processes">{_processes(server)}</td>',
@@ -55,29 +53,6 @@ def server_row(server: ServerSnapshot, now: Instant) -> str:
         f'<td data-label="Last check">{moment(checked, now)}</td>',
     )
     return f"<tr>{''.join(cells)}</tr>\n"
-
-
-def moment(unix_seconds: float | None, now: Instant) -> str:
-    """How far a time is from now; its title has it in UTC, since readers' zones are unknown."""
-    if unix_seconds is None:
-        return UNKNOWN
-    try:
-        at = datetime.fromtimestamp(unix_seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return UNKNOWN
-    distance = now.unix_seconds - unix_seconds
-    far = _amount(abs(distance))
-    away = f"{far} ago" if distance >= 0 else f"in {far}"
-    title = f"{at:%Y-%m-%d %H:%M:%S} UTC"
-    return f'<time datetime="{at:%Y-%m-%dT%H:%M:%SZ}" title="{title}">{away}</time>'
-
-
-def _amount(seconds: float) -> str:
-    for unit_seconds, name in _UNITS:
-        amount = int(seconds // unit_seconds)
-        if amount:
-            return f"{amount} {name}{'' if amount == 1 else 's'}"
-    return "0 seconds"
 
 
 def server_link(name: str) -> str:
@@ -101,14 +76,15 @@ def _state(life: ServerLife, now: Instant) -> str:
     return "<br>".join((state, *notes))
 
 
-def _why(life: ServerLife) -> str:
-    reason = reason_of(life)
+def _why(server: ServerSnapshot, now: Instant) -> str:
+    """Why it does not serve: what failed, or how far its load is."""
+    reason = reason_of(server.life)
     parts = [] if reason is None else [f"<strong>{reason}</strong>"]
-    if life.detail:
-        parts.append(escape(life.detail))
+    if server.life.detail:
+        parts.append(escape(server.life.detail))
     if reason is not None:
-        parts.append(f'<span class="quiet">{escape(REASON_TEXT[reason].advice)}</span>')
-    return "<br>".join(parts)
+        parts.append(f'<span class="quiet">{escape(advice_on_server(server, reason))}</span>')
+    return "<br>".join((*parts, *load_lines(server, now)))
 
 
 def _models(server: ServerSnapshot) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_agent.host.gpu.attribution import Owners, attribute
 from vllm_agent.host.gpu.driver import Driver
 from vllm_agent.host.gpu.faults import FaultMemory
+from vllm_agent.host.gpu.holders import holders_text
 from vllm_agent.host.process_sight import has_pids_of_its_own, process_sight
 from vllm_agent.host.strays import is_stray
 from vllm_agent.host.vllm_argv import role_of_name
@@ -220,6 +221,23 @@ class GpuCollector:
         `ended_seconds` is when they ended, on the monotonic clock.
         """
         return self._faults.explain(pids, ended_seconds)
+
+    def used_bytes(self, pids: Iterable[int]) -> int | None:
+        """What these processes hold by the newest look; None where that cannot be told."""
+        lists = [gpu.processes for gpu in self._gpus if gpu.processes is not None]
+        if not lists or not self._seen.sight.is_visible:
+            return None
+        wanted, total = set(pids), 0
+        for process in (process for listed in lists for process in listed):
+            if process.pid in wanted:
+                if process.used_bytes is None:
+                    return None
+                total += process.used_bytes
+        return total
+
+    def holders(self, other_than: Iterable[int]) -> str:
+        """Who else holds the most memory of the GPUs, for people; empty where nobody does."""
+        return holders_text(self.snapshots(self._servers()), frozenset(other_than))
 
     # What is made of a reading.
 

@@ -1,0 +1,90 @@
+"""What to do about a failure, with what is known of the server. Pure.
+
+API and page ask here, and the command line reads the API: all say the same.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING, Any, Final
+
+from vllm_agent.expose.load_view import watched_load
+from vllm_agent.lifecycle.reasons import Facts, advice_on
+
+if TYPE_CHECKING:
+    from vllm_agent.lifecycle.reasons import Reason
+    from vllm_agent.lifecycle.server_life import Ending
+    from vllm_agent.observations import VllmCommand
+    from vllm_agent.snapshot import ServerSnapshot
+
+# The rules of huggingface_hub's validate_repo_id; what follows a colon is a part of a GGUF
+# repository.
+_HUB_ID: Final = re.compile(r"((?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b)(?::\w{1,32})?", re.ASCII)
+_REVISION: Final = re.compile(r"[\w.][\w./-]{0,95}", re.ASCII)
+
+
+def advice_on_server(server: ServerSnapshot, reason: Reason) -> str:
+    """What to do about the failure that a server is in."""
+    ending = server.life.last_ending
+    is_of_newest = ending is not None and ending.launch_number == _newest_launch(server)
+    return advice_on(reason, _facts(server, ending if is_of_newest else None, is_newest=True))
+
+
+def advice_on_ending(server: ServerSnapshot, ending: Ending) -> str | None:
+    """What to do about how a launch of the server ended; None where nothing is to be done.
+
+    What is known of the newest launch says nothing about an older one.
+    """
+    if ending.reason is None:
+        return None
+    is_newest = ending.launch_number == _newest_launch(server)
+    return advice_on(ending.reason, _facts(server, ending, is_newest=is_newest))
+
+
+def _newest_launch(server: ServerSnapshot) -> int | None:
+    return None if server.life.launch is None else server.life.launch.number
+
+
+def _facts(server: ServerSnapshot, ending: Ending | None, *, is_newest: bool) -> Facts:
+    known: dict[str, Any] = {}
+    if ending is not None:
+        known["holder"] = ending.holder
+        known["logged"] = shlex.quote(server.name) if ending.log else ""
+    if is_newest:
+        known |= _of_command(server) | _of_load(server)
+    return Facts(**known)
+
+
+def _of_command(server: ServerSnapshot) -> dict[str, str]:
+    sighting, launch = server.sighting, server.life.launch
+    if sighting is None or launch is None or sighting.process != launch.process:
+        return {}
+    command = sighting.command
+    port = "" if command.uds is not None or command.is_headless else str(command.port)
+    return {"port": port} | _of_model(command)
+
+
+def _of_model(command: VllmCommand) -> dict[str, str]:
+    model = command.model or ""
+    if "://" in model:
+        return {}  # an object store, maybe with credentials
+    repository = _HUB_ID.fullmatch(model)
+    if repository is None:
+        return {"folder": model}
+    revision = command.revision or ""
+    return {"hub_id": repository[1], "revision": revision if _REVISION.fullmatch(revision) else ""}
+
+
+def _of_load(server: ServerSnapshot) -> dict[str, Any]:
+    load, policy = watched_load(server.life), server.policy
+    if load is None:
+        return {}
+    start, limit = policy.start_timeout_seconds, policy.load_timeout_seconds
+    is_early = not load.has_engine and start <= limit
+    return {
+        "stage": load.stage,
+        "quiet": f"{load.look.at.since(load.last_progress):.0f} s",
+        "limit": f"{start if is_early else limit:g} s",
+        "limit_key": f"servers[].start.{'start_timeout' if is_early else 'load_timeout'}",
+    }

@@ -1,0 +1,1 @@
+"""The real huggingface_hub against a stand-in for the Hub."""
