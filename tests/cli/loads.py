@@ -38,7 +38,7 @@ HALF = Weights(shard=5, shards=8, done_bytes=8 * GIB, size_bytes=16 * GIB)
 
 
 def ago(seconds: float) -> Instant:
-    """So long before now."""
+    """So long before now. Unix times are apart by what passes between two calls, too."""
     return Instant(10_000.0 - seconds, time.time() - seconds)
 
 
@@ -60,7 +60,7 @@ def load(stage: Stage = Stage.LOAD_WEIGHTS, **changes: Any) -> LoadProgress:
         watched=ago(71),
         stage=stage,
         stage_entered=ago(30),
-        last_progress=ago(2),
+        last_progress=ago(2.5),
         look=look,
         stage_seconds=MappingProxyType({Stage.INIT: 42.0}),
         weights=HALF,
@@ -92,9 +92,9 @@ def loading_server(name: str = "llama", of: LoadProgress | None = None, **change
 
 
 def stalled_server(name: str = "llama", of: LoadProgress | None = None) -> ServerSnapshot:
-    """A local server whose load has not moved for six minutes."""
+    """A local server whose load has not moved for six minutes and two seconds."""
     progress = load() if of is None else of
-    stalled = replace(progress, is_stalled=True, last_progress=ago(362))
+    stalled = replace(progress, is_stalled=True, last_progress=ago(362.5))
     return loading_server(
         name,
         stalled,

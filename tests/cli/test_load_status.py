@@ -6,13 +6,16 @@ import json
 import re
 import signal
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.cli.conftest import said
 from tests.cli.loads import HALF, ago, downloading, load, loading_server, stalled_server
 from tests.cli.pseudo_terminal import PseudoTerminal
-from tests.expose.snapshots import crashed_server, ended_local_server, server
+from tests.expose.snapshots import crashed_server, ended_local_server, life, server
+from vllm_agent.cli.terminal import servers_table
 from vllm_agent.expose.json_view import server_view
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import Phase
@@ -90,6 +93,23 @@ def test_a_narrow_terminal_does_without_what_matters_less(served, columns, has) 
         assert text in shown.text
     if columns >= 60:
         assert "restart limit" in shown.text, "no word of a reason is broken"
+
+
+def test_at_no_width_does_a_load_break_the_words_of_a_reason(monkeypatch) -> None:
+    failed = life(Phase.UNREADY, reason=Reason.KV_CACHE_TOO_SMALL, is_sleeping=True)
+    snapshots = [loading_server(), server("qwen-2.5-coder", life=failed)]
+    view: Any = {"agent": {"version": "1"}, "servers": [server_view(one) for one in snapshots]}
+    shown = 0
+    for columns in range(30, 140, 3):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        console = Console(width=columns)
+        lines = console.render_lines(servers_table(view, ago(0).unix_seconds))
+        text = "\n".join("".join(part.text for part in line) for line in lines)
+        if "LOAD" in text:
+            shown += 1
+            assert "kv_cache_too_small," in text
+            assert "load_weights" in text
+    assert shown > 20
 
 
 def test_it_moves_by_itself_while_it_is_watched(served) -> None:

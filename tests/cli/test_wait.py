@@ -162,7 +162,7 @@ def test_trouble_of_its_log_is_told_when_it_comes(cli, served, at) -> None:
 
 
 def test_a_load_that_pauses_says_so(cli, served, at) -> None:
-    served.show(loading_server(of=load(last_progress=ago(100))))
+    served.show(loading_server(of=load(last_progress=ago(100.5))))
     at(lambda: served.show(server()))
 
     assert "load_weights 50%, no progress for 1m40s, shard 5 of 8" in cli(*WAIT).err
@@ -216,21 +216,23 @@ def test_by_default_one_that_stalled_is_given_up(cli, served, at) -> None:
 
 
 def test_an_agent_that_goes_away_is_told_of_once_and_waited_for(cli, served, at) -> None:
-    served.show(loading_server())
-
-    def come_back() -> None:
-        served.show(server())
-        served.__enter__()
-
-    at(served.__exit__, SAY_AGAIN_SECONDS, 1.0, come_back)
+    served.show(loading_server(of=downloading(1, 4)))
+    at(
+        served.__exit__,
+        SAY_AGAIN_SECONDS,
+        1.0,
+        served.__enter__,
+        SAY_AGAIN_SECONDS,
+        lambda: served.show(server()),
+    )
 
     outcome = cli("wait", "llama", "--for=running")
 
     assert outcome.code == 0
-    first, second = outcome.err.splitlines()
-    assert first.startswith("llama: starting")
-    assert second.startswith("vllm-agent: no agent is running")
-    assert second.endswith("; still waiting")
+    first, gone, *again = outcome.err.splitlines()
+    assert gone.startswith("vllm-agent: no agent is running")
+    assert gone.endswith("; still waiting")
+    assert set(again) == {first}, "it is told of again once the agent is back"
 
 
 def test_an_agent_that_stays_away_is_not_waited_for_for_ever(cli, served, at) -> None:

@@ -6,14 +6,17 @@ import json
 import lzma
 import os
 import shlex
+import tracemalloc
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.host.log_scene import NO_PORT, Drops, Reader
 from vllm_agent.host import journal
-from vllm_agent.host.journal import JournalRead, parse_journal, read_journal
+from vllm_agent.host.journal import MAX_RECORD_BYTES, JournalTail, UnitInJournal, _Records
 from vllm_agent.host.vllm_markers import Marked, MarkKind, decisive
 
 # Two lives of vllm.service: its engine is killed and systemd starts it again, then it is stopped.
@@ -37,15 +40,39 @@ def drop_nothing(kind: str) -> None:
     pytest.fail(kind)
 
 
-async def read(journalctl, unit="vllm.service", since=0.0, boot=BOOT, **facts) -> JournalRead:
-    return await read_journal(
-        unit,
-        since_unix_seconds=since,
-        boot_id=boot,
-        count_dropped=drop_nothing,
-        journalctl=journalctl,
-        **facts,
-    )
+@dataclass(frozen=True)
+class JournalRead:
+    """The marks of a unit, in order; None and a sentence where the journal cannot be read."""
+
+    marks: tuple[Marked, ...] | None
+    why_not: str = ""
+
+
+def tail(journalctl, *, unit="vllm.service", since=0.0, boot=BOOT, drops=drop_nothing, uid=None):
+    return JournalTail(UnitInJournal(unit, boot, uid), since, drops, journalctl=journalctl)
+
+
+async def read_on(log: JournalTail, reader: Reader | None = None, **look: bool) -> JournalRead:
+    reader = Reader() if reader is None else reader
+    reader.findings.begin_look(is_loading=look.get("is_loading", False))
+    why_not = await log.read(reader.findings)
+    reader.told = reader.findings.told()
+    reader.found += reader.told.findings
+    if why_not:
+        return JournalRead(None, why_not)
+    return JournalRead(tuple(one for one in reader.told.findings if isinstance(one, Marked)))
+
+
+async def read(journalctl, **facts) -> JournalRead:
+    return await read_on(tail(journalctl, **facts))
+
+
+def parse_journal(output: bytes, since: float, *, piece: int = 1 << 20) -> tuple[object, ...]:
+    reader = Reader()
+    records = _Records(reader.findings, since, None)
+    for place in range(0, len(output), piece):
+        records.feed(output[place : place + piece])
+    return reader.findings.told().findings
 
 
 def names(found: JournalRead) -> list[str]:
@@ -103,9 +130,9 @@ async def test_another_boot_has_nothing(journalctl):
 
 @pytest.mark.needs("journalctl")
 async def test_a_unit_of_a_user_is_another_one(journalctl):
-    found = await read(journalctl, is_user_unit=True, uid=1000)
+    found = await read(journalctl, uid=1000)
     assert names(found) == ["systemd told to stop the unit", "API server told to stop"]
-    assert (await read(journalctl, is_user_unit=True, uid=1001)).marks == ()
+    assert (await read(journalctl, uid=1001)).marks == ()
 
 
 @pytest.mark.needs("journalctl")
@@ -159,14 +186,8 @@ async def test_a_program_that_hangs_is_killed(tmp_path, monkeypatch):
 
 async def test_more_than_is_read_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "MAX_JOURNAL_BYTES", 1000)
-    drops: list[str] = []
-    found = await read_journal(
-        "vllm.service",
-        since_unix_seconds=0,
-        boot_id=BOOT,
-        count_dropped=drops.append,
-        journalctl=program(tmp_path, "exec yes"),
-    )
+    drops = Drops()
+    found = await read(program(tmp_path, "exec yes"), drops=drops)
     assert found.marks == ()
     assert drops == ["journal_bytes"]
 
@@ -189,7 +210,11 @@ async def test_the_arguments_are_bounded_and_name_the_unit(tmp_path):
 
 
 def record(message: object, **fields: object) -> bytes:
-    base = {"__REALTIME_TIMESTAMP": "1000000000", "__MONOTONIC_TIMESTAMP": "5500000"}
+    base = {
+        "__CURSOR": "s=1;i=1",
+        "__REALTIME_TIMESTAMP": "1000000000",
+        "__MONOTONIC_TIMESTAMP": "5500000",
+    }
     # As journalctl writes it: without spaces.
     return json.dumps(base | {"MESSAGE": message} | fields, separators=(",", ":")).encode() + b"\n"
 
@@ -223,6 +248,105 @@ def test_a_coloured_message_comes_as_numbers():
 )
 def test_what_is_no_record_of_a_marker_is_none(output):
     assert parse_journal(output, 0.0) == ()
+
+
+def test_the_rest_of_a_line_that_journald_cut_is_no_line():
+    """It may be somebody's prompt."""
+    cut = {"_LINE_BREAK": "line-max"}
+    fatal = "EngineCore encountered a fatal error."
+    output = record("INFO", **cut) + record(fatal, **cut) + record(fatal) + record(fatal)
+    assert len(parse_journal(output, 0.0)) == 1
+
+
+def test_a_cause_has_the_moment_of_its_record():
+    [caused] = parse_journal(record(NO_PORT), 0.0)
+    assert caused.at_seconds == 5.5
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_records_may_come_in_any_pieces(piece):
+    output = b"".join(record(message) for message in ("x", NO_PORT, "y", NO_PORT))
+    assert len(parse_journal(output, 0.0, piece=piece)) == 1
+
+
+def test_a_record_without_an_end_is_not_kept():
+    reader = Reader()
+    records = _Records(reader.findings, 0.0, None)
+    for _ in range(100):
+        records.feed(b"x" * 10_000)
+        assert len(records._rest) <= MAX_RECORD_BYTES + 10_000
+    records.feed(b"\n" + record(NO_PORT))
+    assert len(reader.findings.told().findings) == 1
+
+
+@pytest.mark.needs("journalctl")
+async def test_nothing_is_read_twice(journalctl):
+    log, reader = tail(journalctl), Reader()
+    first = await read_on(log, reader, is_loading=True)
+    assert len(first.marks or ()) > 4
+    lines = reader.told.progress.new_lines
+    assert lines > 30
+    assert (await read_on(log, reader, is_loading=True)).marks == ()
+    assert reader.told.progress.new_lines == lines
+
+
+def fake_journal(folder: Path, records: list[bytes]) -> tuple[str, ...]:
+    """A journalctl that prints the newest of these, and notes how it was called."""
+    (folder / "records").write_bytes(b"".join(records))
+    return program(
+        folder, f'echo "$@" >>{folder}/calls; tail -n {journal.MAX_LINES} {folder}/records'
+    )
+
+
+def numbered(number: int, *, moment: int | None = None) -> bytes:
+    at = 1_000_000_000 + (number if moment is None else moment)
+    return record(f"{NO_PORT} {number}", __CURSOR=f"i={number}", __REALTIME_TIMESTAMP=str(at))
+
+
+async def test_a_read_goes_on_where_the_last_one_ended(tmp_path):
+    """Several records may have come in the same microsecond."""
+    records = [numbered(number, moment=number // 3) for number in range(10)]
+    log, reader = tail(fake_journal(tmp_path, records[:5])), Reader()
+    found = []
+    for count in (5, 5, 8, 10):
+        fake_journal(tmp_path, records[:count])
+        await read_on(log, reader, is_loading=True)
+        found.append(reader.told.progress.new_lines)
+    assert found == [5, 5, 8, 10]
+    assert "--since=@1000 " in (tmp_path / "calls").read_text().splitlines()[-1]
+
+
+async def test_a_read_goes_on_where_what_was_last_is_gone(tmp_path):
+    log, reader = tail(fake_journal(tmp_path, [numbered(1), numbered(2)])), Reader()
+    await read_on(log, reader, is_loading=True)
+    fake_journal(tmp_path, [numbered(3), numbered(4)])
+    await read_on(log, reader, is_loading=True)
+    assert reader.told.progress.new_lines == 4
+
+
+async def test_more_records_than_are_read_at_a_time_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "MAX_LINES", 3)
+    drops = Drops()
+    log, reader = tail(fake_journal(tmp_path, [numbered(1)]), drops=drops), Reader()
+    await read_on(log, reader, is_loading=True)
+    fake_journal(tmp_path, [numbered(number) for number in range(9)])
+    await read_on(log, reader, is_loading=True)
+    assert reader.told.progress.new_lines == 4
+    assert drops == ["journal_bytes"]
+
+
+async def test_a_journal_of_megabytes_costs_little_memory(tmp_path):
+    """Coloured lines are printed as numbers."""
+    line = record([*b"\x1b[31mERROR\x1b[0m it" * 150])
+    (tmp_path / "records").write_bytes(line * (5_000_000 // len(line)))
+    log, reader = tail(program(tmp_path, f"exec cat {tmp_path}/records")), Reader()
+    tracemalloc.start()
+    try:
+        await read_on(log, reader)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1024 * 1024
 
 
 @given(st.binary(max_size=300))

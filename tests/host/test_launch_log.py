@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.host.log_scene import FATAL, LOST, NO_MEMORY, NO_PORT, STOPPED, append, line
 from tests.host.tree_scene import sighting
 from vllm_agent.demo.launch import StandIn
 from vllm_agent.host import launch_log
-from vllm_agent.host.launch_log import DEATH_STANDS_SECONDS, LaunchLog
+from vllm_agent.host.clock import now
+from vllm_agent.host.launch_log import (
+    JOURNAL_SECONDS,
+    LOOK_BYTES,
+    SERVING_READ_SECONDS,
+    LaunchLog,
+)
+from vllm_agent.host.log_evidence import DEATH_STANDS_SECONDS
+from vllm_agent.host.log_line import read_line
 from vllm_agent.host.proc import Proc
+from vllm_agent.host.secrets import Secrets
+from vllm_agent.host.vllm_log import Logs
 from vllm_agent.host.vllm_markers import Marked, MarkKind
-from vllm_agent.observations import SightKind
+from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.observations import LogProgress, Sight, SightKind, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
+    from vllm_agent.host.log_findings import LogFindings
     from vllm_agent.observations import Sighting
 
 RECORDED = Path(__file__).parents[1] / "testdata" / "logs"
@@ -36,8 +51,25 @@ def seen(server: StandIn) -> Sighting:
     return sighting(Proc(), server.pid)
 
 
-async def opened(server: StandIn, dropped: list[str], *, is_new: bool = True) -> LaunchLog:
-    log = LaunchLog(seen(server), Proc(), dropped.append, is_new=is_new)
+CANARY = "canary-0123456789"
+
+
+async def opened(
+    server: StandIn,
+    dropped: list[str],
+    *,
+    is_new: bool = True,
+    log_file: str | None = None,
+    **facts: str,
+) -> LaunchLog:
+    log = LaunchLog(
+        dataclasses.replace(seen(server), **facts),
+        Proc(),
+        dropped.append,
+        is_new=is_new,
+        read_secrets=lambda: Secrets.of(["--api-key", CANARY]),
+        log_file=log_file,
+    )
     log.open()
     assert log._reading is not None
     await log._reading
@@ -78,30 +110,6 @@ async def test_a_recorded_end_is_told_in_time_of_what_made_us_read(
     at_seconds, mark = told
     assert 99.9 < at_seconds < 100.0
     assert mark.kind is (STOP if is_stop else DEATH)
-    log.close()
-
-
-async def test_marks_keep_the_order_of_the_log_whatever_made_us_read(server: StandIn):
-    """What is told of later may have happened earlier; a log is written in one order."""
-    log = await opened(server, [])
-    log._note(Marked(DEATH, "API server process died", is_last_word=True), 101.0)
-    log._note(Marked(STOP, "API server told to stop"), 100.0)
-    told = log.deciding()
-    assert told is not None
-    assert told[1].kind is DEATH
-    log.close()
-
-
-async def test_a_death_that_the_server_outlived_is_none(server: StandIn):
-    log = await opened(server, [])
-    log._note(Marked(DEATH, "engine vanished"), 100.0)
-    log.forget_deaths(100.0 + DEATH_STANDS_SECONDS - 1.0)
-    assert log.deciding() is not None
-    log.forget_deaths(100.0 + DEATH_STANDS_SECONDS)
-    assert log.deciding() is None
-    log._note(Marked(STOP, "API server told to stop"), 100.0)
-    log.forget_deaths(1000.0)
-    assert log.deciding() == (100.0, Marked(STOP, "API server told to stop"))
     log.close()
 
 
@@ -156,3 +164,326 @@ async def test_a_file_is_not_closed_under_the_thread_that_reads_it(
     finally:
         is_over.set()
         tail.close()
+
+
+# Watched while it loads.
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "vllm.log"
+
+
+@pytest.fixture
+async def watched(server: StandIn, path: Path) -> AsyncIterator[LaunchLog]:
+    """A log that is configured, so that the stand-in writes elsewhere."""
+    path = path.with_suffix(".configured")
+    path.write_bytes(b"")
+    dropped: list[str] = []
+    log = await opened(server, dropped, log_file=str(path))
+    yield log
+    log.close()
+    assert dropped == []
+
+
+@pytest.fixture
+def written(path: Path) -> Callable[[bytes], None]:
+    return lambda content: append(path.with_suffix(".configured"), content)
+
+
+BAR = b"Loading safetensors checkpoint shards:  50% Completed | 3/6 [00:01<00:01,  2it/s]\n"
+
+
+async def test_the_output_of_a_loading_server_tells_its_load(server: StandIn, path: Path):
+    log = await opened(server, [])
+    append(path, line("Starting to load model x...") + BAR)
+    told = await log.progress()
+    assert told is not None
+    assert (told.shards_done, told.shard_count) == (3, 6)
+    log.close()
+
+
+async def test_each_look_reads_on(watched: LaunchLog, written):
+    assert await watched.progress() == LogProgress()
+    written(line("Starting to load model x...", level="INFO"))
+    assert await watched.progress() == LogProgress(Stage.LOAD_WEIGHTS, 1)
+    written(BAR + f"{NO_PORT} {CANARY}\n".encode())
+    assert await watched.progress() == LogProgress(Stage.LOAD_WEIGHTS, 3, 3, 6)
+    cause = watched.cause()
+    assert cause is not None
+    assert cause.reason is Reason.PORT_IN_USE
+    assert abs(cause.at_seconds - now().monotonic_seconds) < 5.0
+    [text] = watched.excerpt()
+    assert text.startswith(NO_PORT)
+    assert CANARY not in text
+
+
+async def test_without_secrets_no_text_leaves(server: StandIn, path: Path):
+    log = LaunchLog(seen(server), Proc(), lambda _: None, is_new=True)
+    log.open()
+    append(path, f"{NO_PORT}\n".encode())
+    await log.progress()
+    assert log.cause() is not None
+    assert log.excerpt() == ()
+    log.close()
+
+
+async def test_before_it_is_looked_for_and_after_it_is_closed_there_is_none(server: StandIn):
+    log = LaunchLog(seen(server), Proc(), lambda _: None, is_new=True)
+    assert await log.progress() is None
+    assert log.cause() is None
+    assert log.excerpt() == ()
+    log.open()
+    log.close()
+    assert await log.progress() is None
+
+
+async def test_a_log_that_cannot_be_read_tells_no_progress(server: StandIn, monkeypatch):
+    sight = Sight(SightKind.LOG, is_visible=False)
+    monkeypatch.setattr(launch_log, "find_logs", lambda *_, **__: Logs((), sight))
+    log = await opened(server, [])
+    assert await log.progress() is None
+    log.close()
+
+
+async def test_a_look_reads_no_more_than_its_share(watched: LaunchLog, written):
+    filler = b"INFO:     " + b"x" * 989 + b"\n"
+    written(filler * (2 * LOOK_BYTES // 1000) + line("Starting to load model x..."))
+    looks = [await watched.progress() for _ in range(3)]
+    assert [look and look.stage for look in looks] == [None, None, Stage.LOAD_WEIGHTS]
+
+
+async def test_an_end_reads_on_where_the_last_look_ended(watched: LaunchLog, written):
+    filler = b"INFO:     " + b"x" * 989 + b"\n"
+    written(line(FATAL, pid=5) + filler * (3 * LOOK_BYTES // 1000) + line(STOPPED, pid=5))
+    await watched.progress()
+    await watched.finish(now().monotonic_seconds, [5])
+    entries = [one for one in watched._evidence._ours() if isinstance(one.finding, Marked)]
+    assert [entry.finding.name for entry in entries] == ["engine failed", "API server told to stop"]
+
+
+async def test_looks_and_ends_are_read_one_after_the_other(watched: LaunchLog, written):
+    written(line(LOST))
+    looks = asyncio.gather(watched.progress(), watched.progress())
+    watched.read_soon(100.0, ())
+    await asyncio.gather(looks, watched.finish(200.0, ()))
+    told = watched.deciding()
+    assert told is not None
+    assert len(watched._evidence._entries) == 1
+
+
+async def test_a_look_that_is_cancelled_leaves_the_log_readable(
+    watched: LaunchLog, written, monkeypatch
+):
+    began, is_over = threading.Event(), threading.Event()
+    read = Logs.read
+
+    def slow(logs: Logs, findings: LogFindings, **facts) -> Iterator[None]:
+        began.set()
+        is_over.wait(20.0)
+        yield from read(logs, findings, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Logs, "read", slow)
+        patch.setattr(launch_log, "HUNG_SECONDS", 60.0)
+        look = asyncio.create_task(watched.progress())
+        assert await asyncio.to_thread(began.wait, 20.0)
+        look.cancel()
+        is_over.set()
+        await asyncio.wait({look})
+    written(line("Starting to load model x..."))
+    assert await watched.progress() == LogProgress(Stage.LOAD_WEIGHTS, 1)
+
+
+async def test_a_disk_that_hangs_gives_no_progress_and_is_counted_once(
+    server: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    is_over = threading.Event()
+
+    def hang(*_: object, **__: object) -> Iterator[None]:
+        is_over.wait(20.0)
+        yield
+
+    dropped: list[str] = []
+    monkeypatch.setattr(launch_log, "HUNG_SECONDS", 0.05)
+    log = await opened(server, dropped)
+    monkeypatch.setattr(Logs, "read", hang)
+    try:
+        async with asyncio.timeout(5.0):
+            assert [await log.progress() for _ in range(3)] == [None, None, None]
+        assert dropped == ["log_hung"]
+    finally:
+        is_over.set()
+        log.close()
+
+
+async def test_a_configured_log_that_comes_later_is_read_from_its_beginning(
+    server: StandIn, tmp_path: Path
+):
+    later = tmp_path / "later.log"
+    log = await opened(server, [], log_file=str(later))
+    assert log.sight is not None
+    assert not log.sight.is_visible
+    assert await log.progress() is None
+    append(later, line("Starting to load model x...", level="INFO"))
+    assert await log.progress() == LogProgress(Stage.LOAD_WEIGHTS, 1)
+    assert log.sight.is_visible
+    log.close()
+
+
+# Once it serves.
+
+
+async def settled(log: LaunchLog) -> None:
+    assert log._reading is not None
+    await log._reading
+
+
+async def test_what_was_logged_before_it_served_is_no_cause_though_it_is_read_later(
+    watched: LaunchLog, written
+):
+    written(f"{NO_MEMORY}\n".encode() + line(LOST))
+    watched.note_serving(100.0)
+    await settled(watched)
+    assert watched.cause() is None
+    assert watched.deciding() is not None
+    written(f"{NO_MEMORY}\n".encode())
+    await watched.finish(110.0, ())
+    assert watched.cause() is not None
+
+
+async def test_the_log_of_a_server_that_serves_is_read_now_and_then(watched: LaunchLog, written):
+    watched.note_serving(100.0)
+    await settled(watched)
+    written(f"{NO_MEMORY}\n".encode())
+    watched.note_serving(100.0 + SERVING_READ_SECONDS - 1.0)
+    await settled(watched)
+    assert watched.cause() is None
+    watched.note_serving(100.0 + SERVING_READ_SECONDS)
+    await settled(watched)
+    assert watched.cause() is not None
+    watched.note_serving(100.0 + SERVING_READ_SECONDS + DEATH_STANDS_SECONDS)
+    assert watched.cause() is None
+
+
+# The journal.
+
+
+class Journal:
+    """One that is asked instead of the real one."""
+
+    def __init__(self, log: LaunchLog, *lines: bytes) -> None:
+        self.lines = list(lines)
+        self.asked = 0
+        self.is_answered = asyncio.Event()
+        self.is_answered.set()
+        self.why_not = ""
+        log._journal = self  # type: ignore[assignment]
+        assert log._logs is not None
+        log._logs = dataclasses.replace(log._logs, tails=(), is_in_journal=True)
+
+    async def read(self, findings: LogFindings) -> str:
+        self.asked += 1
+        await self.is_answered.wait()
+        for raw in self.lines:
+            findings.take(read_line(raw), at_seconds=50.0)
+        self.lines.clear()
+        return self.why_not
+
+
+async def test_the_journal_is_asked_beside_the_looks(server: StandIn):
+    log = await opened(server, [], unit="vllm.service")
+    journal = Journal(log, line("Starting to load model x...", level="INFO"), line(LOST, pid=99))
+    journal.is_answered.clear()
+    assert [await log.progress(), await log.progress()] == [None, None]
+    assert journal.asked == 1
+    journal.is_answered.set()
+    assert log._asking_journal is not None
+    await log._asking_journal
+    assert await log.progress() == LogProgress(Stage.LOAD_WEIGHTS, 2)
+    assert journal.asked == 1
+    log._asked_journal_seconds -= JOURNAL_SECONDS
+    await log.progress()
+    assert journal.asked == 2
+    journal.lines = [line(FATAL)]
+    await log.finish(100.0, [5])
+    assert journal.asked == 3
+    told = log.deciding()
+    assert told is not None
+    assert (told[0], told[1].name) == (50.0, "API server lost its engine")
+    assert len(log.excerpt()) == 2
+    log.close()
+
+
+async def test_a_journal_that_cannot_be_read_tells_no_progress(server: StandIn):
+    log = await opened(server, [], unit="vllm.service")
+    journal = Journal(log)
+    journal.why_not = "not allowed"
+    await log.progress()
+    assert log._asking_journal is not None
+    await log._asking_journal
+    assert await log.progress() is None
+    log.close()
+
+
+async def test_files_and_journal_are_told_together(server: StandIn, path: Path):
+    log = await opened(server, [], unit="vllm.service")
+    assert log._logs is not None
+    tails = log._logs.tails
+    Journal(log, BAR, line("Available KV cache memory: 3 GiB"))
+    log._logs = dataclasses.replace(log._logs, tails=tails)
+    append(path, line("Filesystem type for checkpoints: x. Checkpoint size: 2.00 GiB."))
+    first = await log.progress()
+    assert log._asking_journal is not None
+    await log._asking_journal
+    told = await log.progress()
+    assert first is not None
+    assert told is not None
+    assert told == LogProgress(Stage.WARMUP, told.new_lines, 3, 6, 2 * 2**30)
+    assert told.new_lines >= first.new_lines + 2
+    log.close()
+
+
+# Bad logs.
+
+NOISE = bytes(range(256)) * 4000
+BAD = {
+    "a line of 10 MB": b"x" * 10_000_000,
+    "garbage": NOISE * 10,
+    "errors": line("Exception " + "y" * 300) * 30_000,
+    "different errors": b"".join(line(f"Exception {n} " + "y" * 300) for n in range(20_000)),
+    "tracebacks": b"".join(
+        line(text + str(n), pid=n)
+        for n in range(9000)
+        for text in ("Traceback (most recent call last):", "  File " + "z" * 400)
+    ),
+    "causes": b"".join(line(f"{NO_MEMORY} {n}", pid=n) for n in range(30_000)),
+    "emoji": "\U0001f680".encode() * 2_000_000,
+    "lines of nothing": b"\n" * 4_000_000,
+    "short lines": b"a\n" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("is_loading", [True, False])
+async def test_whatever_a_log_does_it_costs_little_memory(server, path, bad, is_loading):
+    """Twice, for what is kept of the first must not add up."""
+    content = BAD[bad]
+    log = await opened(server, [])
+    await log.progress()
+    tracemalloc.start()
+    try:
+        for _ in range(2):
+            append(path, content)
+            if is_loading:
+                for _ in range(4):
+                    await log.progress()
+            else:
+                log.read_soon(100.0, ())
+                await settled(log)
+            log.excerpt()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    log.close()
+    assert peak < 2 * 1024 * 1024

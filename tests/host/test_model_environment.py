@@ -226,6 +226,7 @@ def test_compile_cache_is_where_vllm_has_it(environment, folder):
         (f"https://h#{CANARY}", "https://h"),
         ("file:///etc/passwd", None),
         ("http://[::1", None),
+        ("http://" + "h" * MAX_VALUE_CHARACTERS, None),
         ("", None),
     ],
 )
@@ -266,6 +267,8 @@ def test_process_that_is_gone_or_shows_nothing_is_unknown(tmp_path):
         pass
     assert ModelEnvironment.read(PROC, pid) is None
     assert read_environ(PROC, pid) is None
+    with process({}) as pid:
+        assert ModelEnvironment.read(PROC, pid) is None
     started = subprocess.Popen(["true"])
     os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)
     assert ModelEnvironment.read(PROC, started.pid) is None

@@ -146,6 +146,16 @@ def test_without_a_log_what_follows_the_weights_is_told_by_the_command_line(
     assert loading.load.ratio(Stage.LOAD_WEIGHTS) == 1.0
 
 
+def test_a_bar_that_stands_still_outweighs_that_no_file_is_mapped() -> None:
+    bar = LogProgress(Stage.LOAD_WEIGHTS, 9, shards_done=3, shard_count=11)
+    loading = Loading.begun().see(shards=shards(4), log=bar)
+    for _ in range(2 * UNMAPPED_LOOKS):
+        loading.see(shards=(), log=bar)
+        assert loading.load.stage is Stage.LOAD_WEIGHTS
+    loading.see(shards=(), log=replace(bar, shards_done=11))
+    assert loading.load.stage is Stage.COMPILE
+
+
 # Weights.
 
 

@@ -210,10 +210,10 @@ class LaunchLog:
 
         if before is not None:
             await asyncio.wait({before})
+        found = await self._in_thread(find)
         if self._secrets is None and self._read_secrets is not None:
             # Of a process that hangs nothing is known; what looks like a secret is left out still.
             self._secrets = next(iter(await self._in_thread(self._read_secrets)), Secrets.of(()))
-        found = await self._in_thread(find)
         if found:
             self._logs = found[0]
         else:
@@ -229,7 +229,7 @@ class LaunchLog:
             await self._open(None, was_missing=self._logs.is_missing)
         if self._logs is None or self._is_given_up:
             return
-        pids = self._pids or (self._sighting.process.pid,)
+        pids = self._pids or ((self._sighting.process.pid,) if self._is_new else ())
         self._of_files.begin_look(is_loading=is_loading)
         pieces = self._logs.read(
             self._of_files, max_bytes=LOOK_BYTES if is_loading else MAX_READ_BYTES, pids=pids
@@ -294,7 +294,8 @@ class LaunchLog:
         self._of_journal.begin_look(is_loading=is_loading)
         why_not = await self._journal.read(self._of_journal)
         self._is_journal_read = self._is_journal_read or not why_not
-        self._told_by_journal = self._of_journal.told()
+        # To redact its lines may take longer than the event loop should wait.
+        self._told_by_journal = await asyncio.to_thread(self._of_journal.told)
         self._note(self._told_by_journal, LogSource.JOURNAL, None)
 
     def _progress(self) -> LogProgress | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vllm_agent.host.local_host import LocalHost
+    from vllm_agent.host.log_evidence import LoggedCause
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.host.process_tree import TreeEvent
     from vllm_agent.lifecycle.events import Event
@@ -227,8 +228,7 @@ class LocalLaunch:
 
     async def _find_port_holder_late(self) -> None:
         """Of one that failed before anybody knocked: what listens now was in its way."""
-        cause = self._log.cause()
-        is_wanted = cause is not None and cause.reason is Reason.PORT_IN_USE
+        is_wanted = _is(self._log.cause(), Reason.PORT_IN_USE)
         if is_wanted and not self._port_holder and self._is_in_this_network:
             await self._find_port_holder(os.getpid())
 
@@ -260,7 +260,6 @@ class LocalLaunch:
                 death_seconds, death = at_seconds, text
         stop_seconds, stop = min(stops, default=(None, ""))
         cause = self._log.cause()
-        gpus = self._host.gpus
         return EndingEvidence(
             main_wait_status=tree.main_wait_status,
             main_exit_seconds=tree.main_exit_seconds,
@@ -273,7 +272,7 @@ class LocalLaunch:
             logged_cause=None if cause is None else cause.reason,
             logged_cause_seconds=None if cause is None else cause.at_seconds,
             logged_pattern="" if cause is None else cause.name,
-            gpu_holder="" if gpus is None else gpus.holders(self._tree.all_pids),
+            gpu_holder=self._gpu_holder() if _is(cause, Reason.GPU_MEMORY_TAKEN) else "",
             port_holder=self._port_holder,
             log=self._log.excerpt(),
             stop_sign_seconds=stop_seconds,
@@ -282,8 +281,16 @@ class LocalLaunch:
             engine_death=death,
         )
 
+    def _gpu_holder(self) -> str:
+        gpus = self._host.gpus
+        return "" if gpus is None else gpus.holders(self._tree.all_pids)
+
     def _gpu_fault(self, main_exit_seconds: float | None) -> str | None:
         if self._host.gpus is None:
             return None
         ended = self._now_seconds() if main_exit_seconds is None else main_exit_seconds
         return self._host.gpus.fault_of(self._tree.all_pids, ended)
+
+
+def _is(cause: LoggedCause | None, reason: Reason) -> bool:
+    return cause is not None and cause.reason is reason

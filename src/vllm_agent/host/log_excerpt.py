@@ -126,7 +126,7 @@ class LogExcerpt:
             if self._is_more(traceback, line):
                 return
             del self._open[key]
-        if (is_cause or line.level in TROUBLE_LEVELS) and line.message.strip():
+        if (is_cause or line.level in TROUBLE_LEVELS) and _is_fit(line.message):
             level = "" if line.level is None else f"{line.level} "
             self._keep((level + line.message,), line.pid)
 
@@ -158,10 +158,10 @@ class LogExcerpt:
         self._open.pop(key, None)
         if len(self._open) >= MAX_OPEN:
             del self._open[next(iter(self._open))]
-        self._open[key] = _Traceback(_IN_GROUP.sub("", line.message, 1), line.level)
+        self._open[key] = _Traceback(_ungrouped(line.message), line.level)
 
     def _go_on(self, traceback: _Traceback, line: LogLine, key: tuple[int, int | None]) -> None:
-        message = _IN_GROUP.sub("", line.message, 1)
+        message = _ungrouped(line.message)
         if not message or message[0].isspace():
             if message and not _POINTER.fullmatch(message):
                 traceback.frames.append(message[:_MAX_RAW_CHARS])
@@ -198,11 +198,18 @@ class LogExcerpt:
         return block.size_bytes
 
 
+def _ungrouped(message: str) -> str:
+    found = _IN_GROUP.match(message)
+    return message if found is None else message[found.end() :]
+
+
+def _is_fit(message: str) -> bool:
+    return bool(message.strip()) and _REQUEST.match(message) is None
+
+
 def _is_begin(line: LogLine) -> bool:
     """Whether a traceback begins on a line: vLLM's own ones may stand behind an error's text."""
-    begins = _IN_GROUP.sub("", line.message, 1).startswith(
-        (_TRACEBACK, "Exception Group Traceback")
-    )
+    begins = _ungrouped(line.message).startswith((_TRACEBACK, "Exception Group Traceback"))
     return begins and (line.level is None or line.level in TROUBLE_LEVELS)
 
 

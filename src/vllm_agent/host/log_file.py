@@ -27,7 +27,7 @@ MAX_READ_BYTES: Final = 4 * 1024 * 1024
 """Read of what came since the last time. When an engine dies, each open request logs 5 to 10 kB of
 traceback after the marker: that of 400 requests."""
 
-_SEAM_BYTES: Final = 64  # what was read last is compared to see whether a file was written anew
+_SEAM_BYTES: Final = 512  # what was read last is compared to see whether a file was written anew
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 

@@ -75,6 +75,7 @@ class LogFindings:
         self._load = LoadLines(count_dropped)
         self._excerpt = LogExcerpt(redact)
         self._new: list[Marked | Caused] = []
+        self._has_dropped = False
         self._load_lines_left = 0
 
     @property
@@ -119,8 +120,8 @@ class LogFindings:
         """Takes what is known from elsewhere."""
         if len(self._new) < MAX_FINDINGS:
             self._new.append(finding)
-        elif len(self._new) == MAX_FINDINGS:
-            self._new.append(finding)
+        elif not self._has_dropped:
+            self._has_dropped = True
             self._count_dropped("log_marks")
 
     def restart(self) -> None:
@@ -131,7 +132,7 @@ class LogFindings:
 
     def told(self) -> Told:
         """What the lines have told; its findings are new each time."""
-        new, self._new = self._new, []
+        new, self._new, self._has_dropped = self._new, [], False
         return Told(tuple(new), self._load.progress(), self._excerpt.lines())
 
     def _cause(self, line: LogLine) -> Cause | None:

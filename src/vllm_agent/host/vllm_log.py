@@ -94,8 +94,8 @@ class LogTail:
     ) -> Iterator[None]:
         """Reads what came since the last time, at most `max_bytes`; stops after each piece.
 
-        `pids` are those that the launch has or had, as far as known: by them its lines are known
-        among those that were there before it. Of what came later, `findings` keep the PID.
+        `pids` are those that the launch has or had: where they are known, they tell which lines
+        are its own of those that were there before. Of what came later, `findings` keep the PID.
         `number` tells the logs of the launch apart. Counts `log_bytes` if more came than is read,
         `log_read` if reading failed.
         """
@@ -156,8 +156,8 @@ class LogTail:
         if not is_old:
             return wrapped is None or wrapped >= since
         written = line.written_seconds if wrapped is None else wrapped
-        if line.pid is not None and line.pid in pids:
-            self._is_of_launch = True
+        if line.pid is not None and pids:
+            self._is_of_launch = line.pid in pids
         elif line.pid is not None or written is not None:
             # The last words of the launch before are as old as this one may be.
             is_late = written is not None and written >= since

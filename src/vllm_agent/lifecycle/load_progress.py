@@ -202,10 +202,15 @@ def _stage(look: LoadLook, weights: Weights | None, unmapped_looks: int) -> Stag
     if weights is None:
         return logged or Stage.INIT
     is_loaded = weights.is_complete or unmapped_looks >= UNMAPPED_LOOKS
-    if weights.source is Witness.LOG or not is_loaded:
+    if weights.source is Witness.LOG or not is_loaded or _is_bar_unfinished(look):
         return Stage.LOAD_WEIGHTS
     # Where there is no log nothing tells a compilation from what follows it.
     return Stage.WARMUP if look.is_eager else Stage.COMPILE
+
+
+def _is_bar_unfinished(look: LoadLook) -> bool:
+    log = look.log
+    return log is not None and log.shard_count is not None and log.shards_done != log.shard_count
 
 
 def _weights(before: Weights | None, look: LoadLook) -> Weights | None:

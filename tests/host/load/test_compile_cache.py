@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vllm_agent.host.load import compile_cache as module
-from vllm_agent.host.load.compile_cache import MAX_DEPTH, MAX_FOLDERS, MAX_NAMES, CompileCache
+from vllm_agent.host.load.compile_cache import MAX_DEPTH, MAX_FOLDERS, CompileCache
 from vllm_agent.host.proc import Proc
 
 if TYPE_CHECKING:
@@ -144,6 +144,25 @@ def test_nothing_but_folders_of_the_cache_is_opened(folder, tmp_path, monkeypatc
     assert cache.changes() == before
 
 
+def test_folder_that_is_swapped_while_it_is_looked_at_is_not_left(folder, tmp_path, monkeypatch):
+    add(tmp_path / "outside/new/model")
+    (folder / "inside").mkdir()
+    changed(folder / "inside", 0)
+    changed(folder, 0)
+    real_stat = os.stat
+
+    def swapping(path, *arguments, **more):
+        status = real_stat(path, *arguments, **more)
+        if path == "inside":
+            (folder / "inside").rmdir()
+            (folder / "inside").symlink_to(tmp_path / "outside")
+            changed(folder, 0)
+        return status
+
+    monkeypatch.setattr(os, "stat", swapping)
+    assert cache_of(folder).changes() == 0
+
+
 def test_link_to_the_cache_is_followed(folder, tmp_path):
     (tmp_path / "link").symlink_to("torch_compile_cache")
     cache = cache_of(tmp_path / "link")
@@ -228,6 +247,19 @@ def test_what_is_remembered_is_bounded_and_old_folders_leave_room_for_new_ones(f
     assert cache._known == cache._top.size() == 10
 
 
+def test_folder_counts_as_changed_last_by_what_is_below_it(folder):
+    for number in range(MAX_FOLDERS + 9):
+        (folder / f"{number:04}").mkdir()
+        changed(folder / f"{number:04}", number)
+    add(folder / "0000/rank/first")
+    changed(folder / "0000", 0)
+    changed(folder, 0)
+    cache = cache_of(folder)
+    assert [cache.changes() for _ in range(3)][-1] == 1
+    add(folder / "0000/rank/second")
+    assert cache.changes() == 2
+
+
 def test_folders_are_looked_at_down_to_a_bound(folder):
     deep = folder.joinpath(*["x"] * MAX_DEPTH)
     (deep / "deeper").mkdir(parents=True)
@@ -241,12 +273,17 @@ def test_folders_are_looked_at_down_to_a_bound(folder):
     assert cache.changes() == 1
 
 
-def test_huge_folders_are_read_bit_by_bit_and_once(folder, monkeypatch):
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        for number in range(MAX_NAMES):
-            (folder / name / str(number)).touch()
+def test_large_folders_are_read_bit_by_bit_and_once(folder, monkeypatch):
+    monkeypatch.setattr(module, "MAX_NAMES", 10)
+    for name in ("a", "b", "c"):
+        for number in range(8):
+            (folder / name / str(number)).mkdir(parents=True)
+            changed(folder / name / str(number), 0)
         changed(folder / name, 0)
+    (folder / "huge").mkdir()
+    for number in range(11):
+        (folder / "huge" / str(number)).touch()
+    changed(folder / "huge", 0)
     changed(folder, 0)
     read = []
     real_scandir = os.scandir
@@ -268,10 +305,12 @@ def test_huge_folders_are_read_bit_by_bit_and_once(folder, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", Counting)
     cache = cache_of(folder)
-    for _ in range(4):
+    for _ in range(8):
         before = len(read)
         assert cache.changes() == 0
-        assert len(read) - before <= MAX_NAMES + 2
+        # One more is taken from each list, to see whether it goes on.
+        assert len(read) - before <= 10 + 4
+    assert cache._top.size() == 1 + 4 + 3 * 8
     before = len(read)
     assert cache.changes() == 0
     assert len(read) == before

@@ -340,6 +340,8 @@ def test_cache_can_be_given_on_the_command_line(scene, download_dir, environment
     ],
 )
 def test_cache_that_is_not_known_is_not_guessed(scene, download_dir, environment):
+    (scene.root / "home/oproot").mkdir(parents=True)
+    (scene.root / "home/oproot/hub").symlink_to("/cache")
     assert scene.witness(environment=environment, download_dir=download_dir).look() is None
 
 

@@ -18,7 +18,6 @@ from vllm_agent.host.load import mapped_shards as module
 from vllm_agent.host.load.mapped_shards import (
     MAX_FILES,
     MAX_NAMES,
-    MAX_PATHS,
     MAX_SEARCHES,
     MappedShards,
     candidates,
@@ -149,12 +148,33 @@ def test_numbers_without_a_count_are_counted_in_the_folder(mapper, tmp_path):
 def test_blob_of_a_hugging_face_cache_is_found_by_its_snapshot(mapper, tmp_path):
     cache = Cache(tmp_path)
     cache.add("old", shard_name(1, 2), "aa", 100)
-    cache.add("new", shard_name(1), "bb", SIZES[0])
-    second = cache.add("new", shard_name(2), "cc", SIZES[1])
-    cache.add("new", shard_name(3), "dd", SIZES[2])
+    files = [cache.add("new", shard_name(n), f"b{n}", size) for n, size in enumerate(SIZES, 1)]
     cache.add("new", "config.json", "ee", 5)
-    mapper.map(second)
-    assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 2, 3, 1000, 7000)
+    for number, path in enumerate(files, 1):
+        mapper.map(path)
+        expected = Shard(mapper.pid, number, 3, sum(SIZES[: number - 1]), 7000)
+        assert only(mapped_shards(PROC, [mapper.pid])) == expected
+        mapper.drop(path)
+
+
+def test_files_of_a_cache_are_asked_for_up_to_a_bound(mapper, tmp_path, monkeypatch):
+    cache = Cache(tmp_path)
+    link = cache.add("new", "model.safetensors", "aa", 100)
+    mapper.map(link)
+    link.unlink()
+    for number in range(1, 10):
+        cache.add(f"revision-{number % 3}", shard_name(number, 9), f"b{number}", 100)
+    asked = []
+    real_status = ContainedTree.file_status
+
+    def file_status(self, path):
+        asked.append(path)
+        return real_status(self, path)
+
+    monkeypatch.setattr(ContainedTree, "file_status", file_status)
+    monkeypatch.setattr(module, "MAX_FILES", 4)
+    assert mapped_shards(PROC, [mapper.pid]) is None
+    assert len(asked) == 1 + 4
 
 
 def test_blob_that_no_snapshot_names_is_unknown_and_not_nothing(mapper, tmp_path):
@@ -266,18 +286,15 @@ def test_all_processes_of_a_look_share_a_bound(checkpoint, monkeypatch):
     with Mapper() as one, Mapper() as other:
         witness = MappedShards(PROC)
         other.map(checkpoint / shard_name(1))
-        monkeypatch.setattr(module._Budget, "__init__", lambda self: _spend(self, 4096, 9))
+        monkeypatch.setattr(module, "MAX_LOOK_BYTES", 4096)
         assert witness.look([one.pid, other.pid]) is None
         monkeypatch.undo()
         assert only(witness.look([one.pid, other.pid])).pid == other.pid
 
 
-def _spend(budget, maps_bytes, searches) -> None:
-    budget.maps_bytes, budget.searches = maps_bytes, searches
-
-
-def test_of_too_many_files_only_some_are_looked_at(mapper, tmp_path):
-    for number in range(MAX_PATHS + 1):
+def test_of_too_many_files_only_some_are_looked_at(mapper, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PATHS", 9)
+    for number in range(module.MAX_PATHS + 1):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"x")
@@ -285,12 +302,19 @@ def test_of_too_many_files_only_some_are_looked_at(mapper, tmp_path):
     witness = MappedShards(PROC)
     assert only(witness.look([mapper.pid])).count == 1
     assert len(witness._places) == MAX_SEARCHES
+    for _ in range(9):
+        witness.look([mapper.pid])
+    assert len(witness._places) == module.MAX_PATHS
 
 
 def test_folder_of_too_many_names_tells_no_sizes(mapper, checkpoint):
-    mapper.map(checkpoint / shard_name(1))
+    unnumbered = checkpoint / "part-2.safetensors"
+    unnumbered.write_bytes(b"x")
+    mapper.map(unnumbered)
     for number in range(MAX_NAMES):
         (checkpoint / str(number)).touch()
+    assert mapped_shards(PROC, [mapper.pid]) is None
+    mapper.map(checkpoint / shard_name(1))
     assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 1, 3)
 
 
@@ -302,12 +326,12 @@ def test_checkpoint_of_too_many_files_tells_no_sizes(mapper, tmp_path):
 
 
 def test_what_is_remembered_is_bounded(mapper, checkpoint, monkeypatch):
-    monkeypatch.setattr(module, "MAX_KNOWN", 4)
+    monkeypatch.setattr(module, "MAX_KNOWN", 3)
     witness = MappedShards(PROC)
     for path in (checkpoint / shard_name(1), checkpoint / "consolidated.safetensors"):
         mapper.map(path)
         witness.look([mapper.pid])
-        assert len(witness._places) <= 4
+        assert len(witness._places) <= 3
 
 
 def test_folder_is_searched_once_and_mappings_are_read_when_they_changed(

@@ -133,7 +133,9 @@ def test_messages_by_recv_do_not_count_and_by_read_they_do(worker):
 def test_children_count_while_they_run_and_not_again_when_they_have_ended(worker, warm):
     io = TreeIo(PROC)
     before = total_of(io, worker.pid)
-    child_code = f"import sys; open({str(warm)!r}, 'rb').read(); print(); sys.stdin.read()"
+    child_code = (
+        f"import sys; open({str(warm)!r}, 'rb').read(); print(flush=True); sys.stdin.read()"
+    )
     start = f"p = subprocess.Popen([sys.executable, '-c', {child_code!r}], stdin=-1, stdout=-1)"
     worker.run(f"{start}; p.stdout.readline()")
     (child,) = map(int, Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split())
@@ -225,6 +227,12 @@ def test_any_counts_give_a_total_that_never_falls(looks):
     known = [total for total in totals if total is not None]
     assert known == sorted(known)
     assert None not in totals[len(totals) - len(known) :]
+
+
+def test_number_that_is_used_again_is_another_process():
+    told = Told(PROC)
+    assert told.look({7: (100, 0, 50, 0)}) == 150
+    assert told.look({7: (10, 0, 60, 0)}) == 220
 
 
 @pytest.mark.parametrize("content", [b"", b"rchar: 1\n", b"rchar: x\n", b"a b c", b"\xff"])

@@ -25,7 +25,7 @@ from vllm_agent.lifecycle.events import LoadLooked
 from vllm_agent.observations import ComponentRole, Download, Instant, LogProgress, Shard, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 DEADLINE_SECONDS = 10.0
 SHARDS = (Shard(7, 2, 5),)
@@ -33,6 +33,7 @@ SHARDS = (Shard(7, 2, 5),)
 
 class FakeTree:
     pids = (7, 8)
+    all_pids = (7, 8, 9)
     cpu_seconds = 4.5
 
     def has_had(self, role: ComponentRole) -> bool:
@@ -43,7 +44,8 @@ class FakeTree:
 class FakeLog:
     told: LogProgress | None = None
 
-    async def progress(self) -> LogProgress | None:
+    async def progress(self, pids: Collection[int]) -> LogProgress | None:
+        assert pids == FakeTree.all_pids
         return self.told
 
     def cause(self) -> None:

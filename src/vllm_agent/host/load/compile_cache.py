@@ -64,8 +64,8 @@ class _Folder:
 class _Budget:
     """What is left of the bounds of one look."""
 
-    folders: int = MAX_FOLDERS
-    names: int = MAX_NAMES
+    folders: int
+    names: int
 
 
 class CompileCache:
@@ -91,7 +91,7 @@ class CompileCache:
             return self._changes
         try:
             with self._opened() as place:
-                self._look(place, ".", self._top, MAX_DEPTH, _Budget())
+                self._look(place, ".", self._top, MAX_DEPTH, _Budget(MAX_FOLDERS, MAX_NAMES))
         except OSError:
             return None
         else:

@@ -117,12 +117,11 @@ class DownloadWitness:
     def _told(self, repo: RepoFiles, model: HubRepo) -> Download:
         done_bytes, other_bytes = repo.done_bytes, repo.other_bytes
         if repo.is_whole:
-            totals = iter([(repo.weight_bytes, Witness.HF_CACHE)])
-        else:
-            totals = self._totals(repo, model)
-        for total_bytes, source in totals:
+            self._is_size_known = True
+            return Download(done_bytes, done_bytes, Witness.HF_CACHE, self._is_under_way)
+        for total_bytes, source in self._totals(repo, model):
             size_bytes = total_bytes + other_bytes
-            if repo.is_whole or done_bytes <= size_bytes * (1 + SLACK):
+            if done_bytes <= size_bytes * (1 + SLACK):
                 self._is_size_known = source is Witness.HF_CACHE
                 size_bytes = max(size_bytes, done_bytes)
                 return Download(done_bytes, size_bytes, source, self._is_under_way)

@@ -94,8 +94,8 @@ class _Mapped:
 class _Budget:
     """What is left of the bounds of one look."""
 
-    maps_bytes: int = MAX_LOOK_BYTES
-    searches: int = MAX_SEARCHES
+    maps_bytes: int
+    searches: int
 
 
 class MappedShards:
@@ -116,7 +116,7 @@ class MappedShards:
         Of several files of a process the last one counts: vLLM opens the next before it lets go of
         the one before. This blocks as the disk of the processes does: call it in a thread.
         """
-        budget = _Budget()
+        budget = _Budget(MAX_LOOK_BYTES, MAX_SEARCHES)
         seen: dict[int, tuple[bytes, _Mapped]] = {}
         shards: list[Shard] = []
         has_read, is_certain = False, True

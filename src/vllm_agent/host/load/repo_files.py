@@ -101,17 +101,7 @@ class RepoFiles:
         linked = {file.identity for file in self._snapshot.files.values()}
         unlinked = (file for file in self._blobs.came if file.identity not in linked)
         coming_bytes = sum(self.on_their_way.values())
-        return self.weight_bytes + self.other_bytes + _bytes_of(unlinked) + coming_bytes
-
-    @property
-    def weight_bytes(self) -> int:
-        """The finished weights that the server fetches; where those are not known, all."""
-        wanted, files = self._wanted, self._snapshot.files
-        return _bytes_of(
-            file
-            for name, file in files.items()
-            if (is_weight(name) if wanted is None else name in wanted)
-        )
+        return self._weight_bytes + self.other_bytes + _bytes_of(unlinked) + coming_bytes
 
     @property
     def other_bytes(self) -> int:
@@ -131,6 +121,16 @@ class RepoFiles:
     def indexed_bytes(self) -> int | None:
         """What the weights come to by their index."""
         return None if self._index is None else self._index.tensor_bytes
+
+    @property
+    def _weight_bytes(self) -> int:
+        """The finished weights that the server fetches; where those are not known, all."""
+        wanted, files = self._wanted, self._snapshot.files
+        return _bytes_of(
+            file
+            for name, file in files.items()
+            if (is_weight(name) if wanted is None else name in wanted)
+        )
 
     def _found_wanted(self) -> frozenset[str] | None:
         """The weights that the server fetches; None where that is not known."""
