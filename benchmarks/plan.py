@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from benchmarks import (
+    classifier,
     deaths,
     fleet,
     gpu_cost,
@@ -53,6 +54,7 @@ MEASUREMENTS: Final = (
     Measurement(local_launches.measure_cost, (rows.LAUNCH_CPU, rows.LAUNCH_MEMORY)),
     Measurement(scrape_cost.measure, (rows.SERIES_CPU, rows.PAGE_8)),
     Measurement(scrape_cost.measure_local, (rows.LOCAL_PAGE_8,)),
+    Measurement(classifier.measure, (rows.CLASSIFIER,)),
     # Not beside those before it: each process that comes and goes costs the agent something.
     Measurement(local_rest.measure, (rows.LOCAL_MEMORY_8, rows.LOCAL_REST_CPU_8), is_quiet=True),
     Measurement(gpu_cost.measure_pass, (rows.GPU_PASS,), is_quiet=True),

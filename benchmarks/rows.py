@@ -155,6 +155,12 @@ LOAD_WATCH: Final = Row(
     "% of a core",
     Bar(1.0, Judged.MEDIAN, "<= 1 %"),
 )
+CLASSIFIER: Final = Row(
+    "classifier",
+    "CPU to read a log and find the causes of failures in it",
+    "ms per MB",
+    Bar(20.0, Judged.MEDIAN, "<= 20 ms per MB (50 MB/s)"),
+)
 FLEET_200_CPU: Final = Row(
     "fleet-200-cpu",
     "CPU with 200 servers, 10 s interval, scraped every 15 s",
@@ -206,6 +212,7 @@ ROWS: Final = (
     LAUNCH_CPU,
     LAUNCH_MEMORY,
     LOAD_WATCH,
+    CLASSIFIER,
     FLEET_200_CPU,
     FLEET_200_PAGE,
     FLEET_1000_CPU,

@@ -217,11 +217,15 @@ def test_by_default_one_that_stalled_is_given_up(cli, served, at) -> None:
 
 def test_an_agent_that_goes_away_is_told_of_once_and_waited_for(cli, served, at) -> None:
     served.show(loading_server(of=downloading(1, 4)))
+
+    def come_back() -> None:
+        served.show(loading_server(of=downloading(2, 4)))
+        served.__enter__()
+
     at(
         served.__exit__,
         SAY_AGAIN_SECONDS,
-        1.0,
-        served.__enter__,
+        come_back,
         SAY_AGAIN_SECONDS,
         lambda: served.show(server()),
     )
@@ -230,9 +234,10 @@ def test_an_agent_that_goes_away_is_told_of_once_and_waited_for(cli, served, at)
 
     assert outcome.code == 0
     first, gone, *again = outcome.err.splitlines()
+    assert "download 25%" in first
     assert gone.startswith("vllm-agent: no agent is running")
     assert gone.endswith("; still waiting")
-    assert set(again) == {first}, "it is told of again once the agent is back"
+    assert ["download 50%" in line for line in again] == [True, True]
 
 
 def test_an_agent_that_stays_away_is_not_waited_for_for_ever(cli, served, at) -> None:
@@ -282,7 +287,15 @@ def test_a_terminal_has_a_bar_that_leaves_when_it_is_over(served) -> None:
     assert terminal.returncode == 0
     assert shown.lines[-1] == "llama is running"
     assert shown.raw.rindex("\x1b[?25h") > shown.raw.rindex("\x1b[?25l"), "the cursor is back"
+    assert "\x1b[2K" in shown.raw[shown.raw.rindex("\x1b[?25h") :], "the bar is gone"
     assert "gives up in" in shown.text
+
+
+def test_a_terminal_that_has_nothing_to_wait_for_is_not_drawn_on(served) -> None:
+    served.show(server())
+
+    with on_terminal(served) as terminal:
+        assert terminal.read_all().raw == "llama is running\r\n"
 
 
 def test_by_default_a_terminal_is_not_told_an_end_that_there_is_not(served) -> None:
@@ -338,7 +351,7 @@ def test_a_terminal_is_left_as_it_was(served, number, code) -> None:
 
 @pytest.mark.parametrize("columns", [60, 20])
 def test_a_narrow_terminal_cuts_lines_at_their_end(served, columns) -> None:
-    long = "a-name-that-is-longer-than-any-terminal-of-this-test\x1b[5m-is-wide"
+    long = "a\x1b[5m-name-that-is-longer-than-any-terminal-of-this-test-is-wide"
     served.show(loading_server(long))
 
     with on_terminal(served, columns, "wait", long, "--for=running", "--timeout=30s") as terminal:

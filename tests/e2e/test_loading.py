@@ -310,11 +310,11 @@ def test_no_secret_of_a_server_comes_out_anywhere(tmp_path: Path) -> None:
         f"--hf-token={CANARIES['hf_token']}",
     ]
     with AgentProcess(tmp_path, servers(monitored("leaky", port))) as agent:
-        with log.open("wb") as output:
+        with log.open("wb") as written:
             process = subprocess.Popen(
                 command,
-                stdout=output,
-                stderr=output,
+                stdout=written,
+                stderr=written,
                 env={"PATH": "/usr/bin:/bin", "MY_SECRET_TOKEN": CANARIES["environ"]},
             )
         wait_until(lambda: agent.state("leaky") == "starting", "it is seen")

@@ -146,7 +146,7 @@ async def test_a_file_is_not_closed_under_the_thread_that_reads_it(
     [tail] = log._logs.tails
     began, is_over = threading.Event(), threading.Event()
 
-    def read(*_: object) -> tuple[()]:
+    def read(*_: object, **__: object) -> tuple[()]:
         began.set()
         is_over.wait(20.0)
         return ()
@@ -221,6 +221,7 @@ async def test_each_look_reads_on(watched: LaunchLog, written):
 async def test_without_secrets_no_text_leaves(server: StandIn, path: Path):
     log = LaunchLog(seen(server), Proc(), lambda _: None, is_new=True)
     log.open()
+    await settled(log)
     append(path, f"{NO_PORT}\n".encode())
     await log.progress()
     assert log.cause() is not None
@@ -248,7 +249,7 @@ async def test_a_log_that_cannot_be_read_tells_no_progress(server: StandIn, monk
 
 async def test_a_look_reads_no_more_than_its_share(watched: LaunchLog, written):
     filler = b"INFO:     " + b"x" * 989 + b"\n"
-    written(filler * (2 * LOOK_BYTES // 1000) + line("Starting to load model x..."))
+    written(filler * (5 * LOOK_BYTES // 2000) + line("Starting to load model x..."))
     looks = [await watched.progress() for _ in range(3)]
     assert [look and look.stage for look in looks] == [None, None, Stage.LOAD_WEIGHTS]
 
@@ -396,7 +397,6 @@ async def test_the_journal_is_asked_beside_the_looks(server: StandIn):
     journal = Journal(log, line("Starting to load model x...", level="INFO"), line(LOST, pid=99))
     journal.is_answered.clear()
     assert [await log.progress(), await log.progress()] == [None, None]
-    assert journal.asked == 1
     journal.is_answered.set()
     assert log._asking_journal is not None
     await log._asking_journal
@@ -404,6 +404,7 @@ async def test_the_journal_is_asked_beside_the_looks(server: StandIn):
     assert journal.asked == 1
     log._asked_journal_seconds -= JOURNAL_SECONDS
     await log.progress()
+    await log._asking_journal
     assert journal.asked == 2
     journal.lines = [line(FATAL)]
     await log.finish(100.0, [5])

@@ -119,6 +119,13 @@ class ToyGpus:
         self.asked.append(set(pids))
         return "XID 79 on GPU 0" if self.is_looked_at else None
 
+    def used_bytes(self, pids: Iterable[int]) -> int | None:
+        return len([*pids])
+
+    def holders(self, other_than: Iterable[int]) -> str:
+        assert set(other_than)
+        return "python3 (PID 7)"
+
 
 @contextlib.asynccontextmanager
 async def following(

@@ -285,7 +285,9 @@ def test_no_secret_is_kept():
      "api_key=\"\\'"],
 )  # fmt: skip
 def test_the_time_for_a_line_grows_as_its_length(piece):
-    secrets = Secrets.of(["--api-key", *(f"secret-number-{n:08}" for n in range(20))])
+    alike = (f"secret-number-{n:08}" for n in range(20))
+    long = (f"{'a' * size}b" for size in (MAX_LINE_CHARACTERS // 8, MAX_LINE_CHARACTERS // 2))
+    secrets = Secrets.of(["--api-key", *alike, *long])
 
     def seconds(size: int) -> float:
         line = (piece * size)[:size]

@@ -75,6 +75,7 @@ class LogFindings:
         self._load = LoadLines(count_dropped)
         self._excerpt = LogExcerpt(redact)
         self._new: list[Marked | Caused] = []
+        self._new_causes: set[tuple[Cause, int | None]] = set()
         self._has_dropped = False
         self._load_lines_left = 0
 
@@ -127,12 +128,14 @@ class LogFindings:
     def restart(self) -> None:
         """What came so far was of an earlier launch."""
         self._new.clear()
+        self._new_causes.clear()
         self._excerpt.clear()
         self._load = LoadLines(self._count_dropped)
 
     def told(self) -> Told:
         """What the lines have told; its findings are new each time."""
         new, self._new, self._has_dropped = self._new, [], False
+        self._new_causes.clear()
         return Told(tuple(new), self._load.progress(), self._excerpt.lines())
 
     def _cause(self, line: LogLine) -> Cause | None:
@@ -141,10 +144,7 @@ class LogFindings:
         return cause_of(line.message, line.level)
 
     def _note_cause(self, caused: Caused) -> None:
-        for before in self._new:
-            if isinstance(before, Caused) and (before.cause, before.pid) == (
-                caused.cause,
-                caused.pid,
-            ):
-                return
-        self.note(replace(caused, text=cut(self._redact(clean(caused.text)))))
+        what = caused.cause, caused.pid
+        if what not in self._new_causes and len(self._new_causes) < MAX_FINDINGS:
+            self._new_causes.add(what)
+            self.note(replace(caused, text=cut(self._redact(clean(caused.text)))))

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.lifecycle.sightings import sighting
 from vllm_agent.host.load import watch as module
+from vllm_agent.host.load.tree_io import TreeIo
 from vllm_agent.host.load.watch import (
     COST_SHARE,
     INTERVAL_SECONDS,
@@ -20,6 +21,7 @@ from vllm_agent.host.load.watch import (
     LoadWatch,
 )
 from vllm_agent.host.local_host import LocalHost
+from vllm_agent.host.model_environment import ModelEnvironment
 from vllm_agent.host.proc import Proc
 from vllm_agent.lifecycle.events import LoadLooked
 from vllm_agent.observations import ComponentRole, Download, Instant, LogProgress, Shard, Stage
@@ -88,7 +90,7 @@ class Scene:
         self.download.may_answer.set()
         monkeypatch.setattr(module, "DownloadWitness", lambda *_: self.download)
         monkeypatch.setattr(module, "mapped_shards", lambda *_: SHARDS)
-        monkeypatch.setattr(module.TreeIo, "total", lambda *_: 77)
+        monkeypatch.setattr(TreeIo, "total", lambda *_: 77)
         monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.01)
         self.host = LocalHost(
             Proc(),
@@ -186,6 +188,35 @@ async def test_a_fault_of_a_witness_is_logged_and_looks_go_on(
     scene.watch.start()
     assert (await scene.look()).shards == SHARDS
     assert [r.message for r in caplog.records if r.exc_info] == ["could not look at a load"]
+
+
+async def test_an_environment_that_is_not_there_yet_is_read_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was just started has none for a moment."""
+    found = [None, None, ModelEnvironment(vllm_cache_root="/nowhere")]
+    made: list[object] = []
+
+    def make(*arguments: object) -> FakeDownload:
+        made.append(arguments[3])
+        return scene.download
+
+    monkeypatch.setattr(ModelEnvironment, "read", lambda *_: found.pop(0))
+    monkeypatch.setattr(module, "DownloadWitness", make)
+    scene.host = replace(scene.host, may_read_environ=True)
+    watch = LoadWatch(
+        sighting(),
+        scene.host,
+        FakeTree(),  # type: ignore[arg-type]
+        scene.log,  # type: ignore[arg-type]
+        scene.looks.put_nowait,
+    )
+    watch.start()
+    for _ in range(5):
+        await scene.look()
+    watch.stop()
+    assert found == []
+    assert made == [None, ModelEnvironment(vllm_cache_root="/nowhere")]
 
 
 async def test_what_only_the_hub_can_tell_is_asked_for(scene: Scene) -> None:

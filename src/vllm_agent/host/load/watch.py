@@ -65,6 +65,7 @@ class LoadWatch:
         self._processes = _OffLoop[_OfProcesses]("processes of a load", host)
         self._files = _OffLoop[_OfFiles]("files of a load", host)
         self._io = TreeIo(host.proc)
+        self._environment: ModelEnvironment | None = None
         self._download: DownloadWitness | None = None
         self._compile_cache: CompileCache | None = None
         self._task: asyncio.Task[None] | None = None
@@ -145,7 +146,7 @@ class LoadWatch:
         return _OfProcesses(mapped_shards(self._host.proc, pids), self._io.total(pids))
 
     def _ask_files(self) -> _OfFiles:
-        if self._download is None:
+        if self._download is None or self._environment is None:
             self._find_files()
         return _OfFiles(
             None if self._download is None else self._download.look(),
@@ -153,8 +154,12 @@ class LoadWatch:
         )
 
     def _find_files(self) -> None:
+        """Looks where the files are. Just after exec(2) a process has no environment yet."""
         proc, pid = self._host.proc, self._sighting.process.pid
         environment = ModelEnvironment.read(proc, pid) if self._host.may_read_environ else None
+        if self._download is not None and environment is None:
+            return
+        self._environment = environment
         self._download = DownloadWitness(
             proc,
             pid,
