@@ -77,7 +77,9 @@ def downloading(done_gib: float, size_gib: float | None, **changes: Any) -> Load
     return load(Stage.DOWNLOAD, **{"download": download, "weights": None, **changes})
 
 
-def loading_server(name: str = "llama", of: LoadProgress | None = None, **changes: Any) -> Any:
+def loading_server(
+    name: str = "llama", of: LoadProgress | None = None, **changes: Any
+) -> ServerSnapshot:
     """A local server that loads."""
     progress = load() if of is None else of
     loading = life(

@@ -120,7 +120,7 @@ def failed_launches(*endings: Ending) -> History:
     return History((), tuple(reversed(launches)))
 
 
-def failed(number: int, reason: Reason = Reason.PORT_IN_USE, **changes: Any) -> Ending:
+def failed(number: int, reason: Reason | None = Reason.PORT_IN_USE, **changes: Any) -> Ending:
     """The ending of the launch of that number."""
     return replace(Ending(number, at(number * 100), CRASHED, reason, 2, (), 1), **changes)
 

@@ -226,9 +226,9 @@ def test_how_far_a_load_got_that_failed(cli, served) -> None:
 
 def test_a_crash_tells_who_was_in_the_way_what_to_do_and_where_its_log_is(cli, served) -> None:
     crashed = ended_local_server("my server")
-    ending = replace(
-        crashed.life.last_ending, reason=Reason.PORT_IN_USE, holder=f"PID 812 (nginx{RAW})"
-    )
+    ending = crashed.life.last_ending
+    assert ending is not None
+    ending = replace(ending, reason=Reason.PORT_IN_USE, holder=f"PID 812 (nginx{RAW})")
     served.show(
         replace(crashed, life=replace(crashed.life, reason=Reason.PORT_IN_USE, last_ending=ending))
     )
@@ -273,7 +273,7 @@ def test_a_load_in_full_wraps_at_the_width_of_the_terminal(served, columns) -> N
 
 def test_an_agent_of_an_older_version_tells_of_no_load(cli, served, monkeypatch) -> None:
     def older(snapshot):
-        view = server_view(snapshot)
+        view: Any = server_view(snapshot)
         del view["load"]
         for key in ("holder", "advice"):
             del view["last_ending"][key]

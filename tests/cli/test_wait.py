@@ -121,7 +121,9 @@ def test_what_is_so_already_needs_no_word(cli, served) -> None:
 
 def test_a_crash_meanwhile_tells_why_and_what_to_do_and_is_waited_out(cli, served, at) -> None:
     crashed = crashed_server("llama")
-    ending = replace(crashed.life.last_ending, holder="PID 812 (nginx\x1b[0m)")
+    ending = crashed.life.last_ending
+    assert ending is not None
+    ending = replace(ending, holder="PID 812 (nginx\x1b[0m)")
     crashed = replace(
         crashed, life=replace(crashed.life, detail="refused\r\nmore", last_ending=ending)
     )

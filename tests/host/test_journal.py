@@ -9,6 +9,7 @@ import shlex
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,9 @@ from tests.host.log_scene import NO_PORT, Drops, Reader
 from vllm_agent.host import journal
 from vllm_agent.host.journal import MAX_RECORD_BYTES, JournalTail, UnitInJournal, _Records
 from vllm_agent.host.vllm_markers import Marked, MarkKind, decisive
+
+if TYPE_CHECKING:
+    from vllm_agent.host.log_findings import Caused
 
 # Two lives of vllm.service: its engine is killed and systemd starts it again, then it is stopped.
 # After it, a vllm.service of the systemd of user 1000 is started and stopped. Between them, two
@@ -48,7 +52,9 @@ class JournalRead:
     why_not: str = ""
 
 
-def tail(journalctl, *, unit="vllm.service", since=0.0, boot=BOOT, drops=drop_nothing, uid=None):
+def tail(
+    journalctl, *, unit="vllm.service", since=0.0, boot=BOOT, drops=drop_nothing, uid=None
+) -> JournalTail:
     return JournalTail(UnitInJournal(unit, boot, uid), since, drops, journalctl=journalctl)
 
 
@@ -67,7 +73,9 @@ async def read(journalctl, **facts) -> JournalRead:
     return await read_on(tail(journalctl, **facts))
 
 
-def parse_journal(output: bytes, since: float, *, piece: int = 1 << 20) -> tuple[object, ...]:
+def parse_journal(
+    output: bytes, since: float, *, piece: int = 1 << 20
+) -> tuple[Marked | Caused, ...]:
     reader = Reader()
     records = _Records(reader.findings, since, None)
     for place in range(0, len(output), piece):
@@ -228,6 +236,7 @@ def test_a_coloured_message_comes_as_numbers():
     text = "\x1b[1;36m(EngineCore_0 pid=5)\x1b[0;0m ERROR 11-23 09:06:58 [core.py:7] "
     output = record(list((text + "EngineCore encountered a fatal error.").encode()))
     [mark] = parse_journal(output, 0.0)
+    assert isinstance(mark, Marked)
     assert (mark.kind, mark.name, mark.at_seconds) == (DEATH, "engine failed", 5.5)
 
 

@@ -325,3 +325,18 @@ async def test_fork_storm_is_bounded_counted_and_leaves_nothing(monkeypatch):
         assert watched.tree.evidence().exits == ()
         assert open_fds() == before - 1
         watched.tree.close()
+
+
+async def test_whoever_belonged_to_it_is_remembered_be_it_without_a_name(host, monkeypatch):
+    """What EngineCore logs when it fails in its first second is of this launch."""
+    host.add(11, 10)
+    watched = follow(host)
+    host.end(11)
+    host.remove(11)
+    assert watched.tree.pids == (10,)
+    assert watched.tree.all_pids == (10, 11)
+    monkeypatch.setattr(launch_members, "MAX_PIDS", 3)
+    watched.tree.arrived([host.add(12, 10), host.add(13, 10)])
+    host.end(13)
+    host.remove(13)
+    assert watched.tree.all_pids == (10, 11, 12)

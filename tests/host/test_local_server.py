@@ -26,7 +26,13 @@ from vllm_agent.host.proc import Proc
 from vllm_agent.host.process_table import ProcessTable
 from vllm_agent.host.vllm_http import Target
 from vllm_agent.lifecycle.ending import judge
-from vllm_agent.lifecycle.events import ComponentEnded, EndBegan, EndSettled, TreeSeen
+from vllm_agent.lifecycle.events import (
+    ComponentEnded,
+    EndBegan,
+    EndSettled,
+    LoadLooked,
+    TreeSeen,
+)
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import ServerState
 from vllm_agent.observations import (
@@ -99,7 +105,8 @@ class Scene:
 class ToyGpus:
     """GPUs that had a fault; the newest look shows it, and may take long."""
 
-    def __init__(self, *, is_hung: bool = False) -> None:
+    def __init__(self, *, is_hung: bool = False, fault: str | None = "XID 79 on GPU 0") -> None:
+        self.fault = fault
         self.may_look = asyncio.Event()
         if not is_hung:
             self.may_look.set()
@@ -117,7 +124,7 @@ class ToyGpus:
     def fault_of(self, pids: Iterable[int], ended_seconds: float) -> str | None:
         assert ended_seconds <= now().monotonic_seconds
         self.asked.append(set(pids))
-        return "XID 79 on GPU 0" if self.is_looked_at else None
+        return self.fault if self.is_looked_at else None
 
     def used_bytes(self, pids: Iterable[int]) -> int | None:
         return len([*pids])
@@ -133,9 +140,10 @@ async def following(
     log: Path | None = None,
     is_serving: bool = True,
     gpus: ToyGpus | None = None,
+    port: int | None = None,
 ) -> AsyncIterator[Scene]:
     proc = Proc()
-    with StandIn.start("--speed", "10", *arguments, log=log) as server:
+    with StandIn.start("--speed", "10", *arguments, log=log, port=port) as server:
         if is_serving:
             await server.serving()
         dropped: Counter[str] = Counter()
@@ -271,6 +279,46 @@ async def test_the_end_of_a_part_makes_a_look_at_the_gpus():
     async with following(gpus=gpus) as scene:
         os.kill(scene.server.worker_pids[0], signal.SIGKILL)
         await until(lambda: gpus.looks_wanted > 0)
+
+
+async def test_who_holds_gpu_memory_that_was_wanted_is_told():
+    load = ("--fail-load", "gpu_memory_taken", "--load-seconds", "10")
+    async with following(*load, gpus=ToyGpus(fault=None), is_serving=False) as scene:
+        scene.local.watch_load()
+        while not any(isinstance(event, EndSettled) for event in scene.events):
+            # As discovery would tell: a line of a process that nobody knows is another launch's.
+            scene.local.arrived(filter(None, map(Proc().stat, Proc().pids())))
+            await asyncio.sleep(0.05)
+        evidence = await scene.evidence()
+        assert evidence.logged_cause is Reason.GPU_MEMORY_TAKEN
+        assert evidence.gpu_holder == "python3 (PID 7)"
+        assert any("Free memory on device" in line for line in evidence.log)
+        assert judge(evidence).reason is Reason.GPU_MEMORY_TAKEN
+
+
+async def test_who_holds_a_port_is_looked_for_where_the_log_tells_that_it_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        # Nobody knocks: it is looked for when it has ended.
+        async with following("--load-seconds", "10", is_serving=False, port=port) as scene:
+            evidence = await scene.evidence()
+            assert evidence.logged_cause is Reason.PORT_IN_USE
+            assert f"(PID {os.getpid()})" in evidence.port_holder
+
+
+async def test_a_load_is_looked_at_while_it_is_watched():
+    async with following("--load-seconds", "30", is_serving=False) as scene:
+        scene.local.watch_load()
+        looked = await scene.told(LoadLooked)
+        assert isinstance(looked, LoadLooked)
+        assert looked.look.process.pid == scene.server.pid
+        assert looked.look.log is not None
+        assert looked.look.io_bytes is not None
+        scene.local.leave_load()
+        await asyncio.sleep(0)
+        count = len(scene.events)
+        await asyncio.sleep(0.05)
+        assert [e for e in scene.events[count:] if isinstance(e, LoadLooked)] == []
 
 
 async def test_gpus_that_do_not_answer_hold_up_no_verdict(monkeypatch):

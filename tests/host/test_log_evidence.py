@@ -83,30 +83,29 @@ def test_a_stop_in_another_log_has_no_order():
     assert found.cause() is not None
 
 
-def test_a_stop_that_is_logged_late_was_there_before():
+@pytest.mark.parametrize(
+    ("age", "expected"), [(LATE_STOP_SECONDS, None), (LATE_STOP_SECONDS + 1, "specific")]
+)
+def test_a_stop_that_is_logged_late_was_there_before(age, expected):
     late = mark(STOP, is_late=True, written_seconds=100.0)
-    for age, expected in ((LATE_STOP_SECONDS, None), (LATE_STOP_SECONDS + 1, "specific")):
-        assert cause((caused(written_seconds=100.0 - age), 1.0), (late, 1.0)) == expected
+    assert cause((caused(written_seconds=100.0 - age), 1.0), (late, 1.0)) == expected
     # Without stamps, by when they were read.
-    for age, expected in ((LATE_STOP_SECONDS, None), (LATE_STOP_SECONDS + 1, "specific")):
-        assert cause((caused(), 100.0 - age), (late, 100.0)) == expected
+    assert cause((caused(), 100.0 - age), (late, 100.0)) == expected
 
 
 def test_a_late_stop_after_a_last_word_explains_nothing():
-    findings = [
-        (caused(), 1.0),
-        (mark(DEATH, is_last_word=True), 1.0),
-        (mark(STOP, is_late=True), 1.0),
-    ]
-    assert cause(*findings) == "specific"
+    word, late = mark(DEATH, is_last_word=True), mark(STOP, is_late=True)
+    assert cause((caused(), 1.0), (word, 1.0), (late, 1.0)) == "specific"
 
 
 def test_what_another_process_wrote_does_not_count():
-    findings = [(caused(pid=5), 1.0), (mark(DEATH, pid=5), 1.0), (caused(GENERAL), 2.0)]
-    assert cause(*findings, pids=[6]) == "general"
-    assert cause(*findings, pids=[5, 6]) == "specific"
-    assert cause(*findings) == "specific"
-    assert evidence(*findings, pids=[6]).deciding() is None
+    found = evidence((caused(pid=5), 1.0), (mark(DEATH, pid=5), 1.0), (caused(GENERAL), 2.0))
+    for pids, name in (((), "specific"), ([6], "general"), ([5, 6], "specific")):
+        found.know(pids)
+        told = found.cause()
+        assert told is not None
+        assert told.name == name
+        assert (found.deciding() is None) is (name == "general")
 
 
 def test_all_that_the_journal_has_of_a_unit_is_its_own():

@@ -317,7 +317,7 @@ async def test_rank_that_was_started_again_is_the_newest_one(host):
     tree = watched.tree.tree()
     assert [(c.pid, c.is_alive) for c in tree.components] == [(10, True), (12, True)]
     assert len(watched.tree.evidence().exits) == 1
-    assert watched.tree.all_pids == (10, 12, 11)
+    assert watched.tree.all_pids == (10, 11, 12)
 
 
 # Ends.

@@ -42,7 +42,7 @@ from vllm_agent.host.vllm_log import (
     configured_logs,
     find_logs,
 )
-from vllm_agent.host.vllm_markers import MarkKind, decisive
+from vllm_agent.host.vllm_markers import Marked, MarkKind, decisive
 from vllm_agent.observations import (
     LogProgress,
     ProcessId,
@@ -197,6 +197,7 @@ def test_a_line_of_a_process_that_is_not_known_yet_keeps_its_pid(log):
         append(log, line(LOST, pid=5))
         assert reader.read(tail, (6,)) == []
     [mark] = reader.found
+    assert isinstance(mark, Marked)
     assert (mark.pid, mark.name) == (5, "API server lost its engine")
 
 

@@ -334,7 +334,7 @@ _COMMAND: Final = (
             "vllm: error: ", "vllm serve: error: ", "api_server.py: error: ", "entry.py: error: ",
             "main.py: error: ", "main.py serve: error: ",
         ),
-        "", "0.11.0", is_bare=True,
+        is_bare=True,
     ),
     Pattern(
         _specific(Reason.BAD_ARGUMENTS, "VLLM_PORT is a URI"), ("VLLM_PORT '",),

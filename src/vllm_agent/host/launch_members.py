@@ -23,6 +23,10 @@ workers start to compile kernels comes and goes by the hundred."""
 MAX_EXITS: Final = 256
 """Ended components kept of one launch: a vLLM starts none again, except with elastic scaling."""
 
+MAX_PIDS: Final = 4096
+"""PIDs remembered of one launch, the first: what compiles kernels comes and goes by the hundred,
+and those that write to its log are there from its start."""
+
 DROPPED_PROCESS: Final = "process"
 DROPPED_EXIT_WATCH: Final = "exit_watch"
 DROPPED_EXIT: Final = "component_exit"
@@ -53,7 +57,8 @@ class Members:
 
     A process belongs to it if its parent does, or if it is of the session that the main process
     leads; it then does so for ever, whatever parent it gets. `alive` has those that have not ended
-    by PID, the main one first; `ended` the components that have, in that order. `on_exit` is
+    by PID, the main one first; `ended` the components that have, in that order; `seen` the PIDs of
+    all that ever belonged to it, in their order, if not more than MAX_PIDS. `on_exit` is
     called once for each that ends, `on_status` when a status is told after that.
     """
 
@@ -79,6 +84,7 @@ class Members:
         self.main = Member(main, session)
         self.alive = {main.pid: self.main}
         self.ended: list[Member] = []
+        self.seen = {main.pid: None}
 
     def start(self, stats: Iterable[ProcessStat]) -> None:
         """Begins to follow the main process, and what belongs to it among the host's processes."""
@@ -175,6 +181,8 @@ class Members:
             cpu_seconds=stat.cpu_seconds,
         )
         self.alive[stat.pid] = member
+        if len(self.seen) < MAX_PIDS:
+            self.seen[stat.pid] = None
         self._watch(member)
         self._read_title(member)
 

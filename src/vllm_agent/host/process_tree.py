@@ -134,9 +134,8 @@ class TreeWatch:
 
     @property
     def all_pids(self) -> tuple[int, ...]:
-        """The main process, what has not ended, and the components that have."""
-        members = (self._main, *self._members.alive.values(), *self._members.ended)
-        return tuple(dict.fromkeys(member.process.pid for member in members))
+        """Every process that is or was of this launch, the main one first."""
+        return tuple({**self._members.seen, **dict.fromkeys(self._members.alive)})
 
     @property
     def cpu_seconds(self) -> float | None:

@@ -88,7 +88,7 @@ MAX_FACT_CHARACTERS: Final = 200
 a path so many say enough."""
 
 _LOG: Final = "Read the server's own log from its last start on"
-_KEPT_LOG: Final = "Run 'vllm-agent history {logged}' on its host for the last lines of its log"
+_KEPT_LOG: Final = "Run 'vllm-agent history --log {logged}' on its host for the last lines of its log"
 _HUB: Final = "https://huggingface.co"
 
 _SUSPECTS: Final = MappingProxyType(
@@ -127,7 +127,7 @@ REASON_TEXT: Final = MappingProxyType(
             "'vllm-agent gpus' shows whether its workers still hold a GPU.",
         ),
         Reason.HOST_OOM: ReasonText(
-            "The kernel's OOM killer ended a process of the server.",
+            "The host ran out of memory: the kernel's OOM killer ended a process, or one got no more.",
             "Give its cgroup or host more memory, or lower swap space and --max-model-len.",
         ),
         Reason.GPU_OOM: ReasonText(
