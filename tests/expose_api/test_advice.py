@@ -93,7 +93,7 @@ def test_the_port_and_who_holds_it() -> None:
 
 def test_lines_of_a_log_are_pointed_to_where_they_are_kept() -> None:
     kept = ended(Reason.EXIT_NONZERO, HUB, log=("the secret prompt",))
-    assert "'vllm-agent history llama'" in advised(kept)
+    assert "'vllm-agent history --log llama'" in advised(kept)
     assert "prompt" not in advised(kept)
     assert advised(ended(Reason.EXIT_NONZERO, HUB)) == REASON_TEXT[Reason.EXIT_NONZERO].advice
 

@@ -256,7 +256,7 @@ async def test_lines_of_a_log_leave_through_the_control_socket_only(reader, cont
 
     (told,) = (await (await control.get("/api/v1/servers/llama/history")).json())["launches"]
     assert told["ending"]["log"] == [LINE, "second"]
-    assert told["ending"]["advice"].startswith("Run 'vllm-agent history llama' on its host")
+    assert told["ending"]["advice"].startswith("Run 'vllm-agent history --log llama' on its host")
     (open_,) = (await (await reader.get("/api/v1/servers/llama/history")).json())["launches"]
     assert open_["ending"] == {k: v for k, v in told["ending"].items() if k != "log"}
     assert open_["ending"]["holder"] == "python3 (PID 7)"

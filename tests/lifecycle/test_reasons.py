@@ -121,7 +121,7 @@ def test_every_specific_advice_can_be_given(reason):
         (
             Reason.UNKNOWN,
             EVERYTHING,
-            "Run 'vllm-agent history llama' on its host for the last lines of its log.",
+            "Run 'vllm-agent history --log llama' on its host for the last lines of its log.",
         ),
     ],
 )
