@@ -178,6 +178,16 @@ def test_looking_back_takes_bare_lines_with_the_line_above_them(log):
     assert reader.told.progress == LogProgress(Stage.LOAD_WEIGHTS, 4, 3, 6)
 
 
+def test_looking_back_takes_them_of_a_launch_that_serves_too(log):
+    """Though most lines are not looked at then."""
+    append(log, line("x", pid=5, level="INFO") + f"{NO_MEMORY}\n".encode())
+    append(log, line("x", pid=6, level="INFO") + f"{NO_PORT}\n".encode())
+    reader = Reader()
+    with tail_of(log, is_new=False) as tail:
+        reader.read(tail, (6,))
+    assert reader.causes == ["address already in use"]
+
+
 def test_looking_back_at_a_launch_that_began_just_now_takes_what_has_its_pid(log):
     """The stamps of the launch before may be of the same second."""
     append(log, line(LOST, pid=5) + f"{NO_PORT}\n".encode())

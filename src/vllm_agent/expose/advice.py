@@ -5,10 +5,10 @@ API and page ask here, and the command line reads the API: all say the same.
 
 from __future__ import annotations
 
-import re
 import shlex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from vllm_agent.config.model_id import divide_model, is_revision
 from vllm_agent.expose.load_view import watched_load
 from vllm_agent.lifecycle.reasons import Facts, advice_on
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Ending
     from vllm_agent.observations import VllmCommand
     from vllm_agent.snapshot import ServerSnapshot
-
-# The rules of huggingface_hub's validate_repo_id; what follows a colon is a part of a GGUF
-# repository.
-_HUB_ID: Final = re.compile(r"((?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b)(?::\w{1,32})?", re.ASCII)
-_REVISION: Final = re.compile(r"[\w.][\w./-]{0,95}", re.ASCII)
 
 
 def advice_on_server(server: ServerSnapshot, reason: Reason) -> str:
@@ -69,11 +64,11 @@ def _of_model(command: VllmCommand) -> dict[str, str]:
     model = command.model or ""
     if "://" in model:
         return {}  # an object store, maybe with credentials
-    repository = _HUB_ID.fullmatch(model)
-    if repository is None:
+    found = divide_model(model)
+    if found is None:
         return {"folder": model}
     revision = command.revision or ""
-    return {"hub_id": repository[1], "revision": revision if _REVISION.fullmatch(revision) else ""}
+    return {"hub_id": found[0], "revision": revision if is_revision(revision) else ""}
 
 
 def _of_load(server: ServerSnapshot) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_agent.host.failure_patterns import CANDIDATE as CAUSE_CANDIDATE
 from vllm_agent.host.failure_patterns import Cause, cause_of
 from vllm_agent.host.load_lines import LoadLines
-from vllm_agent.host.log_excerpt import LogExcerpt, clean, cut, is_about_requests
+from vllm_agent.host.log_excerpt import LogExcerpt, clean, cut
 from vllm_agent.host.vllm_markers import MARKER_CANDIDATE, Marked, mark_of
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class LogFindings:
         return Told(tuple(new), self._load.progress(), self._excerpt.lines())
 
     def _cause(self, line: LogLine) -> Cause | None:
-        if _MAY_CAUSE.search(line.message) is None or is_about_requests(line.message):
+        if _MAY_CAUSE.search(line.message) is None:
             return None
         return cause_of(line.message, line.level)
 

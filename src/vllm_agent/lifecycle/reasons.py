@@ -88,7 +88,9 @@ MAX_FACT_CHARACTERS: Final = 200
 a path so many say enough."""
 
 _LOG: Final = "Read the server's own log from its last start on"
-_KEPT_LOG: Final = "Run 'vllm-agent history --log {logged}' on its host for the last lines of its log"
+_KEPT_LOG: Final = (
+    "Run 'vllm-agent history --log {logged}' on its host for the last lines of its log"
+)
 _HUB: Final = "https://huggingface.co"
 
 _SUSPECTS: Final = MappingProxyType(

@@ -9,17 +9,15 @@ from huggingface_hub.utils._validators import validate_repo_id
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from vllm_agent.config.model_id import MAX_REVISION_LENGTH, is_revision, why_no_repo_id
 from vllm_agent.host.contained_tree import open_tree
 from vllm_agent.host.hf_hub.identity import (
-    MAX_REVISION_LENGTH,
     HubRepo,
     LocalFile,
     LocalFolder,
     Model,
     Unidentified,
     identify,
-    is_revision,
-    why_no_repo_id,
 )
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"

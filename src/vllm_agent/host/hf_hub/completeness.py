@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.config.model_id import is_revision, why_no_repo_id
 from vllm_agent.host.contained_file import UnreadableFileError
 from vllm_agent.host.contained_tree import MissingFileError
 from vllm_agent.host.hf_hub.cached_repo import (
@@ -18,7 +19,6 @@ from vllm_agent.host.hf_hub.cached_repo import (
     snapshot_folder,
 )
 from vllm_agent.host.hf_hub.checkpoint import others_of, weights_of
-from vllm_agent.host.hf_hub.identity import is_revision, why_no_repo_id
 
 if TYPE_CHECKING:
     from vllm_agent.host.contained_tree import ContainedTree

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import quote
 
+from vllm_agent.config.model_id import divide_model, why_no_repo_id
 from vllm_agent.host.contained_file import UnreadableFileError
 
 if TYPE_CHECKING:
     from vllm_agent.host.contained_tree import ContainedTree
 
-MAX_REVISION_LENGTH: Final = 255
-"""Of a branch, tag or commit: git holds each part of a reference in a file name of that length."""
-
 _PAGES: Final = "https://huggingface.co/"
 _GGUF: Final = ".gguf"
-# The rules of huggingface_hub's validate_repo_id, which vLLM goes by.
-_REPO_ID: Final = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
 _PATH_STARTS: Final = ("/", "./", "../", "~")
 _PATHS: Final = frozenset({".", ".."})
-_QUANTIZATION: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,32 +74,6 @@ def identify(model: str | None, files: ContainedTree | None = None) -> Model:
     return LocalFile(model) if model.endswith(_GGUF) else LocalFolder(model)
 
 
-def why_no_repo_id(text: str) -> str:
-    """What keeps `text` from being the id of a repository, as a clause; empty where it is one."""
-    if text.count("/") > 1:
-        return "an id of the Hub is `name` or `organization/name`"
-    if not _REPO_ID.fullmatch(text):
-        return (
-            "an id of the Hub has letters, digits, '-', '_' and '.' only, at most 96 to a name, and"
-            " no name begins or ends with '-' or '.'"
-        )
-    if "--" in text or ".." in text:
-        return "an id of the Hub has no '--' and no '..'"
-    if text.endswith(".git"):
-        return "an id of the Hub does not end with '.git'"
-    return ""
-
-
-def is_revision(text: str) -> bool:
-    """Whether `text` can be a branch, tag or commit, and is no way out of a folder of them."""
-    return (
-        0 < len(text) <= MAX_REVISION_LENGTH
-        and text.isprintable()
-        and not text.startswith("-")
-        and all(part not in {"", ".", ".."} for part in text.split("/"))
-    )
-
-
 def _why_nothing(model: str | None) -> str:
     if not model:
         return "no model is given, and vLLM takes its default"
@@ -115,18 +83,8 @@ def _why_nothing(model: str | None) -> str:
 
 
 def _on_the_hub(model: str) -> Model:
-    why_not = why_no_repo_id(model)
-    if not why_not:
-        return HubRepo(model)
-    repo, _, part = model.rpartition(":")
-    if not _QUANTIZATION.fullmatch(part):
-        repo, _, part = model.rpartition("/")
-        if not part.endswith(_GGUF):
-            return Unidentified(why_not)
-    # Both forms need the organization, else `name/file.gguf` would be one of them.
-    if "/" not in repo or why_no_repo_id(repo):
-        return Unidentified(why_not)
-    return HubRepo(repo, part)
+    found = divide_model(model)
+    return Unidentified(why_no_repo_id(model)) if found is None else HubRepo(*found)
 
 
 def _local(model: str, files: ContainedTree) -> LocalFolder | LocalFile | None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.config.model_id import is_revision, why_no_repo_id
 from vllm_agent.host.hf_hub.cached_repo import DEFAULT_REVISION
 from vllm_agent.host.hf_hub.checkpoint import MAX_WEIGHT_BYTES
-from vllm_agent.host.hf_hub.identity import is_revision, why_no_repo_id
 from vllm_agent.host.short_command import NoAnswerError, run
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from vllm_agent.config.model_id import is_revision
 from vllm_agent.host.contained_file import UnreadableFileError
 from vllm_agent.host.contained_tree import open_tree_of
 from vllm_agent.host.hf_hub.cached_repo import DEFAULT_REVISION, repo_folder
-from vllm_agent.host.hf_hub.identity import HubRepo, Model, identify, is_revision
+from vllm_agent.host.hf_hub.identity import HubRepo, Model, identify
 from vllm_agent.host.hf_hub.sizes import PUBLIC_HUB
 from vllm_agent.host.load.repo_files import RepoFiles
 from vllm_agent.observations import Download, Witness
