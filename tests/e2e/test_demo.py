@@ -88,7 +88,10 @@ def _gpus(shown: str) -> str:
 
 def test_it_shows_servers_come_and_who_holds_its_gpus_and_leaves_nothing_behind():
     with _demo(
-        r"steady +running", r"impostor +failed +unhealthy", r"other-model +failed +model_missing"
+        r"steady +running",
+        r"impostor +failed +unhealthy",
+        r"other-model +failed +model_missing",
+        r"misnamed +crashed +model_not_found",
     ) as shown:
         gpus = _gpus(shown)
     assert re.search(r"page: http://127\.0\.0\.1:\d+/", shown)

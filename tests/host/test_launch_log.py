@@ -451,18 +451,18 @@ async def test_files_and_journal_are_told_together(server: StandIn, path: Path):
 NOISE = bytes(range(256)) * 4000
 BAD = {
     "a line of 10 MB": b"x" * 10_000_000,
-    "garbage": NOISE * 3,
-    "errors": line("Exception " + "y" * 300) * 5_000,
-    "different errors": b"".join(line(f"Exception {n} " + "y" * 300) for n in range(5_000)),
+    "garbage": NOISE,
+    "errors": line("Exception " + "y" * 300) * 2_500,
+    "different errors": b"".join(line(f"Exception {n} " + "y" * 300) for n in range(2_500)),
     "tracebacks": b"".join(
         line(text + str(n), pid=n)
-        for n in range(2000)
+        for n in range(1_000)
         for text in ("Traceback (most recent call last):", "  File " + "z" * 400)
     ),
-    "causes": b"".join(line(f"{NO_MEMORY} {n}", pid=n) for n in range(5_000)),
+    "causes": b"".join(line(f"{NO_MEMORY} {n}", pid=n) for n in range(2_500)),
     "emoji": "\U0001f680".encode() * 500_000,
     "lines of nothing": b"\n" * 4_000_000,
-    "short lines": b"a\n" * 500_000,
+    "short lines": b"a\n" * 200_000,
 }
 
 
@@ -478,7 +478,7 @@ async def test_whatever_a_log_does_it_costs_little_memory(server, path, bad, is_
         for _ in range(2):
             append(path, content)
             if is_loading:
-                for _ in range(4):
+                for _ in range(3):
                     await log.progress()
             else:
                 log.read_soon(100.0, ())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.host.log_scene import FATAL, LOST, NO_MEMORY, NO_PORT, Drops, Reader, keep, line
 from vllm_agent.host.log_findings import (
     CANDIDATES,
+    MAX_ERROR_LINES,
     MAX_FINDINGS,
     MAX_LOAD_LINES,
     Caused,
@@ -95,6 +96,18 @@ def test_marks_of_a_piece_are_bounded():
         findings.take(LogLine(LOST))
     assert len(findings.told().findings) == MAX_FINDINGS
     assert drops == ["log_marks"]
+
+
+def test_lines_of_a_piece_that_are_asked_for_a_cause_are_bounded():
+    drops = Drops()
+    findings = LogFindings(keep, drops)
+    for number in range(MAX_ERROR_LINES + 1):
+        findings.take(LogLine(f"RuntimeError: {number}"))
+    findings.take(LogLine(NO_PORT))
+    assert findings.told().findings == ()
+    assert drops == ["log_marks"]
+    findings.take(LogLine(NO_PORT))
+    assert len(findings.told().findings) == 1
 
 
 def test_each_line_of_a_message_is_looked_at_and_only_the_first_may_be_a_mark():

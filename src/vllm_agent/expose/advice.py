@@ -5,10 +5,11 @@ API and page ask here, and the command line reads the API: all say the same.
 
 from __future__ import annotations
 
+import re
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from vllm_agent.config.model_id import divide_model, is_revision
+from vllm_agent.config.model_id import divide_model
 from vllm_agent.expose.load_view import watched_load
 from vllm_agent.lifecycle.reasons import Facts, advice_on
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Ending
     from vllm_agent.observations import VllmCommand
     from vllm_agent.snapshot import ServerSnapshot
+
+# One that people can copy into a shell.
+_REVISION: Final = re.compile(r"[\w.][\w./-]{0,95}", re.ASCII)
 
 
 def advice_on_server(server: ServerSnapshot, reason: Reason) -> str:
@@ -68,7 +72,7 @@ def _of_model(command: VllmCommand) -> dict[str, str]:
     if found is None:
         return {"folder": model}
     revision = command.revision or ""
-    return {"hub_id": found[0], "revision": revision if is_revision(revision) else ""}
+    return {"hub_id": found[0], "revision": revision if _REVISION.fullmatch(revision) else ""}
 
 
 def _of_load(server: ServerSnapshot) -> dict[str, Any]:

@@ -25,6 +25,10 @@ MAX_LOAD_LINES: Final = 10_000
 """Lines of a look at a load that are looked at one by one, in about 0.1 s. Of more, only those that
 may be marks, causes or part of the excerpt are."""
 
+MAX_ERROR_LINES: Final = 1000
+"""Lines of one piece of a log that are asked for a cause, in 20 ms. Of real tracebacks one line in
+twenty is: a piece has a hundred."""
+
 CANDIDATES: Final = (
     re.compile(
         MARKER_CANDIDATE.pattern + rb"|WARNING|ERROR|CRITICAL|Traceback \(most recent call last\)"
@@ -66,7 +70,8 @@ class Told:
 class LogFindings:
     """Reads lines, in their order. For one thread at a time.
 
-    Counts `log_marks` when a piece held more than MAX_FINDINGS, and what `LoadLines` counts.
+    Counts `log_marks` when a piece held more than MAX_FINDINGS, or MAX_ERROR_LINES, and what
+    `LoadLines` counts.
     """
 
     def __init__(self, redact: Callable[[str], str], count_dropped: Callable[[str], None]) -> None:
@@ -76,6 +81,7 @@ class LogFindings:
         self._excerpt = LogExcerpt(redact)
         self._new: list[Marked | Caused] = []
         self._new_causes: set[tuple[Cause, int | None]] = set()
+        self._error_lines_left = MAX_ERROR_LINES
         self._has_dropped = False
         self._load_lines_left = 0
 
@@ -121,9 +127,8 @@ class LogFindings:
         """Takes what is known from elsewhere."""
         if len(self._new) < MAX_FINDINGS:
             self._new.append(finding)
-        elif not self._has_dropped:
-            self._has_dropped = True
-            self._count_dropped("log_marks")
+        else:
+            self._drop()
 
     def restart(self) -> None:
         """What came so far was of an earlier launch."""
@@ -135,12 +140,22 @@ class LogFindings:
     def told(self) -> Told:
         """What the lines have told; its findings are new each time."""
         new, self._new, self._has_dropped = self._new, [], False
+        self._error_lines_left = MAX_ERROR_LINES
         self._new_causes.clear()
         return Told(tuple(new), self._load.progress(), self._excerpt.lines())
+
+    def _drop(self) -> None:
+        if not self._has_dropped:
+            self._has_dropped = True
+            self._count_dropped("log_marks")
 
     def _cause(self, line: LogLine) -> Cause | None:
         if _MAY_CAUSE.search(line.message) is None:
             return None
+        if not self._error_lines_left:
+            self._drop()
+            return None
+        self._error_lines_left -= 1
         return cause_of(line.message, line.level)
 
     def _note_cause(self, caused: Caused) -> None:
