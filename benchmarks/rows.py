@@ -151,7 +151,7 @@ LAUNCH_MEMORY: Final = Row(
 )
 LOAD_WATCH: Final = Row(
     "load-watch",
-    "CPU while one local server loads, by all witnesses",
+    "CPU to watch one local server load, beyond CPU at rest",
     "% of a core",
     Bar(1.0, Judged.MEDIAN, "<= 1 %"),
 )

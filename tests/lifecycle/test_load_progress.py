@@ -224,7 +224,7 @@ def test_a_share_is_never_more_than_all() -> None:
 
 # Progress and its absence.
 
-SIGNS = {
+SIGNS: dict[Witness, tuple[dict[str, Any], dict[str, Any]]] = {
     Witness.COMPONENTS: ({}, {"has_worker": True}),
     Witness.HF_CACHE: ({"download": fetching(1)}, {"download": fetching(2)}),
     Witness.SHARDS: ({"shards": shards(1)}, {"shards": shards(2)}),

@@ -129,7 +129,7 @@ REASON_TEXT: Final = MappingProxyType(
             "'vllm-agent gpus' shows whether its workers still hold a GPU.",
         ),
         Reason.HOST_OOM: ReasonText(
-            "The host ran out of memory: the kernel's OOM killer ended a process, or one got no more.",
+            "The host ran out of memory: the OOM killer ended a process, or one was given no more.",
             "Give its cgroup or host more memory, or lower swap space and --max-model-len.",
         ),
         Reason.GPU_OOM: ReasonText(
