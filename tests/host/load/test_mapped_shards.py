@@ -21,7 +21,6 @@ from vllm_agent.host.load.mapped_shards import (
     MAX_SEARCHES,
     MappedShards,
     candidates,
-    mapped_shards,
 )
 from vllm_agent.host.proc import Proc
 from vllm_agent.observations import Shard
@@ -99,14 +98,14 @@ def test_file_that_is_mapped_tells_how_far_the_load_is(mapper, checkpoint):
 def test_of_two_files_the_later_one_counts(mapper, checkpoint):
     for number in (2, 1):
         mapper.map(checkpoint / shard_name(number))
-    assert only(mapped_shards(PROC, [mapper.pid])).number == 2
+    assert only(MappedShards(PROC).look([mapper.pid])).number == 2
 
 
 def test_each_process_has_a_shard_of_its_own(checkpoint):
     with Mapper() as one, Mapper() as other, Mapper() as idle:
         one.map(checkpoint / shard_name(1))
         other.map(checkpoint / shard_name(3))
-        shards = mapped_shards(PROC, [idle.pid, one.pid, other.pid])
+        shards = MappedShards(PROC).look([idle.pid, one.pid, other.pid])
     assert shards is not None
     assert [(shard.pid, shard.number) for shard in shards] == [(one.pid, 1), (other.pid, 3)]
 
@@ -134,7 +133,7 @@ def test_name_tells_the_place(mapper, tmp_path, name, place):
     (tmp_path / name).write_bytes(b"x" * 4000)
     mapper.map(tmp_path / name)
     expected = () if place is None else (Shard(mapper.pid, *place),)
-    assert mapped_shards(PROC, [mapper.pid]) == expected
+    assert MappedShards(PROC).look([mapper.pid]) == expected
 
 
 def test_numbers_without_a_count_are_counted_in_the_folder(mapper, tmp_path):
@@ -142,7 +141,7 @@ def test_numbers_without_a_count_are_counted_in_the_folder(mapper, tmp_path):
         (tmp_path / f"model-part-{part}.safetensors").write_bytes(b"x" * (part + 1))
     (tmp_path / "other-1.safetensors").write_bytes(b"x")
     mapper.map(tmp_path / "model-part-10.safetensors")
-    assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 3, 3, 4, 15)
+    assert only(MappedShards(PROC).look([mapper.pid])) == Shard(mapper.pid, 3, 3, 4, 15)
 
 
 def test_blob_of_a_hugging_face_cache_is_found_by_its_snapshot(mapper, tmp_path):
@@ -153,7 +152,7 @@ def test_blob_of_a_hugging_face_cache_is_found_by_its_snapshot(mapper, tmp_path)
     for number, path in enumerate(files, 1):
         mapper.map(path)
         expected = Shard(mapper.pid, number, 3, sum(SIZES[: number - 1]), 7000)
-        assert only(mapped_shards(PROC, [mapper.pid])) == expected
+        assert only(MappedShards(PROC).look([mapper.pid])) == expected
         mapper.drop(path)
 
 
@@ -173,7 +172,7 @@ def test_files_of_a_cache_are_asked_for_up_to_a_bound(mapper, tmp_path, monkeypa
 
     monkeypatch.setattr(ContainedTree, "file_status", file_status)
     monkeypatch.setattr(module, "MAX_FILES", 4)
-    assert mapped_shards(PROC, [mapper.pid]) is None
+    assert MappedShards(PROC).look([mapper.pid]) is None
     assert len(asked) == 1 + 4
 
 
@@ -182,22 +181,22 @@ def test_blob_that_no_snapshot_names_is_unknown_and_not_nothing(mapper, tmp_path
     link = cache.add("new", shard_name(1), "aa", 100)
     mapper.map(link)
     link.unlink()
-    assert mapped_shards(PROC, [mapper.pid]) is None
+    assert MappedShards(PROC).look([mapper.pid]) is None
     shutil.rmtree(cache.folder / "snapshots")
-    assert mapped_shards(PROC, [mapper.pid]) is None
+    assert MappedShards(PROC).look([mapper.pid]) is None
 
 
 def test_folder_that_is_only_called_blobs_is_no_cache(mapper, tmp_path):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "aa").write_bytes(b"x")
     mapper.map(tmp_path / "blobs" / "aa")
-    assert mapped_shards(PROC, [mapper.pid]) == ()
+    assert MappedShards(PROC).look([mapper.pid]) == ()
 
 
 def test_file_that_was_deleted_is_still_being_loaded(mapper, checkpoint):
     mapper.map(checkpoint / shard_name(2))
     (checkpoint / shard_name(2)).unlink()
-    assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 2, 3)
+    assert only(MappedShards(PROC).look([mapper.pid])) == Shard(mapper.pid, 2, 3)
 
 
 @pytest.mark.parametrize("name", [b"a\nb", b"a b", b"\xff", b"a\\012b", b"models--x"])
@@ -208,7 +207,7 @@ def test_names_of_folders_may_be_anything(mapper, tmp_path, name):
     with open(path, "wb") as file:  # noqa: PTH123
         file.write(b"x" * 10)
     mapper.map(path)
-    shard = only(mapped_shards(PROC, [mapper.pid]))
+    shard = only(MappedShards(PROC).look([mapper.pid]))
     assert (shard.number, shard.count) == (1, 1)
     # A newline is written as \012, and so is one that stands there as such.
     assert shard.size_bytes in {10, None if b"\n" in name else 10}
@@ -225,7 +224,7 @@ def test_what_is_no_file_has_no_size(mapper, checkpoint, tmp_path):
     ):
         third.unlink()
         make()
-        assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 1, 3)
+        assert only(MappedShards(PROC).look([mapper.pid])) == Shard(mapper.pid, 1, 3)
         if third.is_dir():
             break
 
@@ -240,23 +239,23 @@ def test_files_are_those_below_the_root_of_the_process(tmp_path):
     (jail / "model" / shard_name(2, 2)).write_bytes(b"x" * 4)
     with Mapper(jail) as mapper:
         mapper.map(b"/model/" + shard_name(1, 2).encode())
-        assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 1, 2, 0, 7)
+        assert only(MappedShards(PROC).look([mapper.pid])) == Shard(mapper.pid, 1, 2, 0, 7)
         (jail / "model" / shard_name(2, 2)).unlink()
         (jail / "model" / shard_name(2, 2)).symlink_to(outside)
-        assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 1, 2)
+        assert only(MappedShards(PROC).look([mapper.pid])) == Shard(mapper.pid, 1, 2)
 
 
 def test_process_that_is_gone_or_shows_nothing_is_unknown(mapper, checkpoint):
     with Mapper() as gone:
         pass
-    assert mapped_shards(PROC, []) is None
-    assert mapped_shards(PROC, [gone.pid]) is None
+    assert MappedShards(PROC).look([]) is None
+    assert MappedShards(PROC).look([gone.pid]) is None
     zombie = subprocess.Popen(["true"])
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-    assert mapped_shards(PROC, [zombie.pid]) is None
-    assert mapped_shards(PROC, [gone.pid, zombie.pid, mapper.pid]) == ()
+    assert MappedShards(PROC).look([zombie.pid]) is None
+    assert MappedShards(PROC).look([gone.pid, zombie.pid, mapper.pid]) == ()
     mapper.map(checkpoint / shard_name(1))
-    assert only(mapped_shards(PROC, [gone.pid, zombie.pid, mapper.pid])).number == 1
+    assert only(MappedShards(PROC).look([gone.pid, zombie.pid, mapper.pid])).number == 1
     zombie.wait()
 
 
@@ -264,10 +263,10 @@ def test_process_that_is_gone_or_shows_nothing_is_unknown(mapper, checkpoint):
 def test_process_of_somebody_else_is_unknown(mapper):
     code = f"""
 import os, sys
-from vllm_agent.host.load.mapped_shards import mapped_shards
+from vllm_agent.host.load.mapped_shards import MappedShards
 from vllm_agent.host.proc import Proc
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-print(mapped_shards(Proc(), [int(sys.argv[1])]))
+print(MappedShards(Proc()).look([int(sys.argv[1])]))
 """
     command = [sys.executable, "-c", code, str(mapper.pid)]
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"None\n"
@@ -276,10 +275,10 @@ print(mapped_shards(Proc(), [int(sys.argv[1])]))
 def test_more_mappings_than_the_bound_are_not_looked_at(mapper, checkpoint, monkeypatch):
     mapper.map(checkpoint / shard_name(1))
     mapper.sparse(3000)
-    assert only(mapped_shards(PROC, [mapper.pid])).number == 1
+    assert only(MappedShards(PROC).look([mapper.pid])).number == 1
     monkeypatch.setattr(module, "MAX_MAPS_BYTES", 4096)
     # What is not looked at is unknown, not nothing.
-    assert mapped_shards(PROC, [mapper.pid]) is None
+    assert MappedShards(PROC).look([mapper.pid]) is None
 
 
 def test_all_processes_of_a_look_share_a_bound(checkpoint, monkeypatch):
@@ -313,16 +312,16 @@ def test_folder_of_too_many_names_tells_no_sizes(mapper, checkpoint):
     mapper.map(unnumbered)
     for number in range(MAX_NAMES):
         (checkpoint / str(number)).touch()
-    assert mapped_shards(PROC, [mapper.pid]) is None
+    assert MappedShards(PROC).look([mapper.pid]) is None
     mapper.map(checkpoint / shard_name(1))
-    assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 1, 3)
+    assert only(MappedShards(PROC).look([mapper.pid])) == Shard(mapper.pid, 1, 3)
 
 
 def test_checkpoint_of_too_many_files_tells_no_sizes(mapper, tmp_path):
     for number in range(1, MAX_FILES + 2):
         (tmp_path / shard_name(number, MAX_FILES + 1)).write_bytes(b"x")
     mapper.map(tmp_path / shard_name(9, MAX_FILES + 1))
-    assert only(mapped_shards(PROC, [mapper.pid])) == Shard(mapper.pid, 9, MAX_FILES + 1)
+    assert only(MappedShards(PROC).look([mapper.pid])) == Shard(mapper.pid, 9, MAX_FILES + 1)
 
 
 def test_what_is_remembered_is_bounded(mapper, checkpoint, monkeypatch):

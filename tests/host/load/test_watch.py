@@ -13,6 +13,7 @@ import pytest
 
 from tests.lifecycle.sightings import sighting
 from vllm_agent.host.load import watch as module
+from vllm_agent.host.load.mapped_shards import MappedShards
 from vllm_agent.host.load.tree_io import TreeIo
 from vllm_agent.host.load.watch import (
     COST_SHARE,
@@ -89,7 +90,7 @@ class Scene:
         self.download = FakeDownload()
         self.download.may_answer.set()
         monkeypatch.setattr(module, "DownloadWitness", lambda *_: self.download)
-        monkeypatch.setattr(module, "mapped_shards", lambda *_: SHARDS)
+        monkeypatch.setattr(MappedShards, "look", lambda *_: SHARDS)
         monkeypatch.setattr(TreeIo, "total", lambda *_: 77)
         monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.01)
         self.host = LocalHost(
@@ -184,7 +185,7 @@ async def test_a_fault_of_a_witness_is_logged_and_looks_go_on(
             raise failures.pop()
         return SHARDS
 
-    monkeypatch.setattr(module, "mapped_shards", mapped)
+    monkeypatch.setattr(MappedShards, "look", mapped)
     scene.watch.start()
     assert (await scene.look()).shards == SHARDS
     assert [r.message for r in caplog.records if r.exc_info] == ["could not look at a load"]

@@ -28,8 +28,8 @@ MAX_MAPS_BYTES: Final = 2 * 2**20
 """Read of the mappings of one process. One with torch has 1,000 lines of 160 bytes, one with GPUs
 several thousand; Linux allows 65,530."""
 
-MAX_LOOK_BYTES: Final = 8 * 2**20
-"""Read of mappings in one look, which takes 20 ms."""
+MAX_LOOK_BYTES: Final = 16 * 2**20
+"""Read of mappings in one look, which takes 60 ms: 16 workers with GPUs have as much."""
 
 MAX_PATHS: Final = 64
 """Files of checkpoints that one process has mapped and that are looked at; vLLM has one or two."""
@@ -178,11 +178,6 @@ class MappedShards:
         root = os.readlink(self._proc.path(pid, "root")).rstrip("/")
         text = os.fsdecode(path)
         return text.removeprefix(root) if text.startswith(f"{root}/") else text
-
-
-def mapped_shards(proc: Proc, pids: Iterable[int]) -> tuple[Shard, ...] | None:
-    """As `MappedShards.look`, once."""
-    return MappedShards(proc).look(pids)
 
 
 def candidates(content: bytes) -> set[bytes]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from vllm_agent.host.load.compile_cache import CompileCache
 from vllm_agent.host.load.download import DownloadWitness
-from vllm_agent.host.load.mapped_shards import mapped_shards
+from vllm_agent.host.load.mapped_shards import MappedShards
 from vllm_agent.host.load.tree_io import TreeIo
 from vllm_agent.host.model_environment import ModelEnvironment
 from vllm_agent.host.patience import Patience, TooManyHung
@@ -64,6 +64,7 @@ class LoadWatch:
         self._tell = tell
         self._processes = _OffLoop[_OfProcesses]("processes of a load", host)
         self._files = _OffLoop[_OfFiles]("files of a load", host)
+        self._shards = MappedShards(host.proc)
         self._io = TreeIo(host.proc)
         self._environment: ModelEnvironment | None = None
         self._download: DownloadWitness | None = None
@@ -143,7 +144,7 @@ class LoadWatch:
     # Off the event loop.
 
     def _ask_processes(self, pids: tuple[int, ...]) -> _OfProcesses:
-        return _OfProcesses(mapped_shards(self._host.proc, pids), self._io.total(pids))
+        return _OfProcesses(self._shards.look(pids), self._io.total(pids))
 
     def _ask_files(self) -> _OfFiles:
         if self._download is None or self._environment is None:
