@@ -237,7 +237,10 @@ class LocalLaunch:
         proc, pid = self._host.proc, self.sighting.process.pid
         line = proc.command_line(pid)
         environ = read_environ(proc, pid) if self._host.may_read_environ else None
-        return Secrets.of(() if line is None else line.arguments, environ or b"")
+        secrets = Secrets.of(() if line is None else line.arguments, environ or b"")
+        if secrets.dropped:
+            self._host.count_dropped("secrets")
+        return secrets
 
     def _now_seconds(self) -> float:
         return self._host.clock().monotonic_seconds
