@@ -375,6 +375,36 @@ def test_who_held_what_it_needed_is_told_where_that_was_the_cause(
     assert [text for text in evidence if "held by" in text] == ([] if held is None else [held])
 
 
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (signal.SIGKILL, Reason.SIGNAL),
+        (signal.SIGHUP, Reason.SIGNAL),
+        (signal.SIGTERM, None),
+        (signal.SIGINT, None),
+        (exited(143), None),
+        (exited(130), None),
+        (signal.SIGABRT, Reason.NCCL),
+        (exited(1), Reason.NCCL),
+        (exited(0), Reason.NCCL),
+        (None, Reason.NCCL),
+    ],
+)
+def test_rule_2_what_a_process_survived_did_not_end_it(
+    status: int | None, reason: Reason | None
+) -> None:
+    """An error makes it exit, or abort: one that a signal from outside ended had got over it."""
+    seen = EndingEvidence(main_wait_status=status, logged_cause=Reason.NCCL)
+    assert judge(seen).reason is reason
+    failed = ComponentExit(ENGINE, 1.0, exited(1))
+    assert judge(replace(seen, exits=(failed,))).reason is Reason.NCCL
+
+
+def test_a_load_that_had_stalled_is_told() -> None:
+    seen = EndingEvidence(main_wait_status=exited(1), load_stall="it had stalled")
+    assert "it had stalled" in judge(seen).evidence
+
+
 def test_a_cause_in_the_log_that_did_not_decide_is_told_too() -> None:
     seen = EndingEvidence(
         main_wait_status=signal.SIGTERM,

@@ -120,8 +120,31 @@ def test_a_download_is_silent_in_the_log_and_seen_in_the_cache() -> None:
 
 
 def test_a_mapped_file_outweighs_what_the_log_said_before() -> None:
-    loading = Loading.begun().see(log=said(Stage.COMPILE), shards=shards(3))
+    loading = Loading.begun().see(log=said(Stage.COMPILE)).see(log=said(Stage.COMPILE))
+    loading.see(log=said(Stage.COMPILE), shards=shards(3))
     assert loading.load.stage is Stage.LOAD_WEIGHTS
+
+
+def test_a_file_that_is_left_mapped_does_not_outweigh_what_the_log_says_since() -> None:
+    """A model may keep parts of it, and be compiled all the same."""
+    bar = LogProgress(Stage.LOAD_WEIGHTS, 9, shards_done=3, shard_count=4)
+    loading = Loading.begun().see(shards=shards(4, 4), log=bar)
+    assert loading.load.stage is Stage.LOAD_WEIGHTS
+    compiling = replace(bar, stage=Stage.COMPILE, shards_done=4, new_lines=12)
+    for _ in range(3):
+        loading.see(shards=shards(4, 4), log=compiling)
+        assert loading.load.stage is Stage.COMPILE
+    # A second model, for speculative decoding.
+    loading.see(shards=shards(1, 2), log=compiling)
+    loading.see(shards=shards(1, 2), log=compiling)
+    assert loading.load.stage is Stage.LOAD_WEIGHTS
+
+
+@pytest.mark.parametrize("stage", [Stage.COMPILE, None])
+def test_an_agent_that_comes_late_believes_the_log(stage: Stage | None) -> None:
+    loading = Loading.begun(shards=shards(4, 4), log=said(stage))
+    loading.see(shards=shards(4, 4), log=said(stage))
+    assert loading.load.stage is (stage or Stage.LOAD_WEIGHTS)
 
 
 def test_between_two_files_the_weights_are_still_loading() -> None:
@@ -291,6 +314,59 @@ def test_where_nothing_can_be_seen_nothing_is_claimed() -> None:
     assert loading.load.is_stalled is None
 
 
+@pytest.mark.parametrize(
+    ("stage", "is_stalled"),
+    [
+        (None, None),
+        (Stage.INIT, None),
+        (Stage.LOAD_WEIGHTS, None),
+        (Stage.COMPILE, True),
+        (Stage.WARMUP, True),
+    ],
+)
+def test_a_log_alone_is_silent_while_files_are_fetched_and_read(
+    stage: Stage | None,
+    is_stalled: bool | None,  # noqa: FBT001
+) -> None:
+    loading = Loading.begun(io_bytes=None, log=said(stage))
+    loading.see(1000.0, io_bytes=None, log=said(stage))
+    assert loading.load.is_stalled is is_stalled
+
+
+# An agent that comes in the middle.
+
+
+def late(**seen: Any) -> Loading:
+    load = LoadProgress.begun(look(1000.0, has_engine=True, **seen), BEGAN)
+    return Loading(load, now=1000.0)
+
+
+def test_what_was_before_it_came_is_no_time_of_a_stage_and_no_progress() -> None:
+    loading = late()
+    assert loading.load.is_watched_late
+    assert loading.load.seen_progress is None
+    loading.see(10.0, has_engine=True)
+    assert loading.load.seconds_in(Stage.INIT, loading.moment) == 10.0
+    assert loading.load.seen_progress is None
+    loading.see(10.0, has_engine=True, io_bytes=MOVED_BYTES)
+    assert loading.load.seen_progress == loading.moment
+
+
+def test_one_that_was_there_from_the_start_counts_the_start() -> None:
+    loading = Loading.begun()
+    assert not loading.load.is_watched_late
+    assert loading.load.seen_progress == loading.load.watched
+    assert loading.load.seconds_in(Stage.INIT, loading.moment) == 5.0
+
+
+def test_a_stall_that_an_agent_before_saw_lasts_until_there_is_a_sign() -> None:
+    load = LoadProgress.begun(look(1000.0, has_engine=True), BEGAN, is_stalled=True)
+    loading = Loading(load, now=1000.0).see(1.0, has_engine=True)
+    assert loading.load.is_stalled is True
+    loading.see(1.0, has_engine=True, io_bytes=MOVED_BYTES)
+    assert loading.load.is_stalled is False
+
+
 @pytest.mark.parametrize("stage", [Stage.COMPILE, Stage.WARMUP, Stage.INIT])
 def test_a_busy_cpu_extends_the_silent_stages_for_half_an_hour(stage: Stage) -> None:
     loading = Loading.begun(has_engine=True, cpu_seconds=0.0)
@@ -360,9 +436,26 @@ def test_the_time_left_is_by_its_own_speed_and_by_the_load_before() -> None:
     assert seconds_left(loading.load, history, loading.moment) == 19.0
 
 
-def test_a_stage_that_takes_longer_than_before_has_nothing_left() -> None:
-    loading = Loading.begun().see(100.0)
+def test_a_stage_that_takes_longer_than_before_has_no_measure() -> None:
+    loading = Loading.begun().see(10.0)
     assert seconds_left(loading.load, loaded_before(), loading.moment) == 30.0
+    loading.see(1.0)
+    assert seconds_left(loading.load, loaded_before(), loading.moment) is None
+
+
+def test_what_has_stalled_has_no_measure() -> None:
+    loading = Loading.begun(has_engine=True).see(shards=shards(4), has_engine=True)
+    assert seconds_left(loading.load, loaded_before(), loading.moment) is not None
+    loading.see(300.0, shards=shards(4), has_engine=True)
+    assert seconds_left(loading.load, loaded_before(), loading.moment) is None
+
+
+def test_a_download_of_what_is_there_already_is_not_waited_for() -> None:
+    history = replace(loaded_before(), last_stage_seconds={Stage.INIT: 15.0, Stage.DOWNLOAD: 600.0})
+    loading = Loading.begun()
+    assert seconds_left(loading.load, history, loading.moment) == 610.0
+    loading.see(download=Download(GIB, GIB, Witness.HF_CACHE, is_under_way=False))
+    assert seconds_left(loading.load, history, loading.moment) == 9.0
 
 
 def test_a_stage_that_never_came_before_leaves_it_open() -> None:
@@ -432,6 +525,7 @@ def test_whatever_is_seen_the_account_holds(steps: list[tuple[float, dict[str, A
         assert load.stage is not Stage.NONE
         spent = [load.seconds_in(stage, now) or 0.0 for stage in Stage]
         assert sum(spent) == pytest.approx(now.since(load.began))
+        assert load.seen_progress is not None
         for stage in Stage:
             ratio = load.ratio(stage)
             assert ratio is None or 0.0 <= ratio <= 1.0

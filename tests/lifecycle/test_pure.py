@@ -35,7 +35,7 @@ ALLOWED_IMPORTS = {
 ALLOWED_PROJECT_IMPORTS = ("vllm_agent.lifecycle", "vllm_agent.observations")
 ALLOWED_ATTRIBUTES = {
     "os": {"WIFEXITED", "WEXITSTATUS", "WIFSIGNALED", "WTERMSIG"},
-    "signal": {"SIGTERM", "SIGINT", "SIGKILL"},
+    "signal": {"SIGHUP", "SIGTERM", "SIGINT", "SIGKILL"},
 }
 """What the modules with side effects are there for: reading wait statuses, naming signals."""
 FORBIDDEN_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}

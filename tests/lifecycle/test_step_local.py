@@ -241,6 +241,36 @@ def test_a_stalled_load_recovers_by_serving(loading: LocalScene) -> None:
     assert loading.seen() == (RUNNING, None)
 
 
+def test_a_stall_outlives_the_agent_and_ends_by_progress(loading: LocalScene) -> None:
+    loading.stall()
+    loading.come_back().sight_again()
+    loading.knock()
+    assert loading.seen() == (FAILED, Reason.LOAD_STALLED)
+    loading.witness(has_engine=True)
+    loading.wait(1.0).witness(has_engine=True)
+    assert loading.seen() == (FAILED, Reason.LOAD_STALLED)
+    assert loading.life.load is not None
+    assert loading.life.load.is_stalled
+    loading.wait(1.0).witness(has_engine=True, io_bytes=2**20)
+    assert loading.seen() == (STARTING, None)
+
+
+def test_a_stall_is_forgotten_with_its_launch(loading: LocalScene) -> None:
+    loading.stall()
+    loading.come_back().appear(2)
+    loading.knock()
+    assert loading.seen() == (STARTING, None)
+
+
+def test_an_end_tells_that_the_load_had_stalled(loading: LocalScene) -> None:
+    loading.stall()
+    loading.end()
+    done = loading.settle()
+    assert done.ending is not None
+    [told] = [text for text in done.ending.evidence if "before it ended" in text]
+    assert "no progress for 300 s in stage init" in told
+
+
 def test_load_progress_is_of_no_interest_once_it_runs(running: LocalScene) -> None:
     running.stall()
     assert running.seen() == (RUNNING, None)

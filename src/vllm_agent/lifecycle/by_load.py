@@ -29,7 +29,8 @@ def looked(life: ServerLife, look: LoadLook, policy: Policy) -> Guarded:
     load = life.load
     if load is None or load.process != look.process:
         began = look.at.unix_seconds if launch.start_seconds is None else launch.start_seconds
-        return Guarded(replace(life, load=LoadProgress.begun(look, began)))
+        is_stalled = life.phase is Phase.STALLED
+        return Guarded(replace(life, load=LoadProgress.begun(look, began, is_stalled=is_stalled)))
     load = load.after(
         look,
         life.load_history,
@@ -39,11 +40,31 @@ def looked(life: ServerLife, look: LoadLook, policy: Policy) -> Guarded:
     life = replace(life, load=load)
     if not load.is_stalled:
         return Guarded(life, Trigger.PROGRESSED)
-    quiet_seconds = look.at.since(load.last_progress)
-    detail = f"its load made no progress for {quiet_seconds:.0f} s in stage {load.stage}"
-    if look.trouble:
-        detail += f"; its log says: {look.trouble}"
-    return Guarded(life, Trigger.STALLED, Reason.LOAD_STALLED, detail)
+    return Guarded(life, Trigger.STALLED, Reason.LOAD_STALLED, _stall_text(load, look.at))
+
+
+def waiting(life: ServerLife) -> Guarded:
+    """What it means that its process is there and does not serve yet."""
+    is_remembered = life.phase is Phase.UNOBSERVED and life.remembered_phase is Phase.STALLED
+    if is_remembered and not life.has_served_now:
+        detail = "its load had stalled before the agent started, and has not moved since"
+        return Guarded(life, Trigger.STALLED, Reason.LOAD_STALLED, detail)
+    return Guarded(life, Trigger.WAITING)
+
+
+def stall_before_end(life: ServerLife) -> str:
+    """A sentence where the newest launch ended in a load that had stalled; else empty."""
+    load = life.load
+    if load is None or load.ended is None or not load.has_ended_stalled:
+        return ""
+    return f"before it ended, {_stall_text(load, load.ended)}"
+
+
+def _stall_text(load: LoadProgress, now: Instant) -> str:
+    quiet_seconds = now.since(load.last_progress)
+    stage = load.look_stage
+    text = f"its load made no progress for {quiet_seconds:.0f} s in stage {stage}"
+    return f"{text}; its log says: {load.look.trouble}" if load.look.trouble else text
 
 
 def served_or_ended(life: ServerLife, target: Phase, now: Instant) -> ServerLife:

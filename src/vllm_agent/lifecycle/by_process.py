@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.lifecycle.by_load import stall_before_end, waiting
 from vllm_agent.lifecycle.check import Outcome, judge_look, look_again_after_reset, told_sleeping
 from vllm_agent.lifecycle.ending import exit_code, exit_signal, judge
 from vllm_agent.lifecycle.events import Follow, KeepConnection, LookNow
@@ -104,7 +105,7 @@ def knocked(life: ServerLife, process: ProcessId, knock: Knock, policy: Policy) 
         return Guarded(life, Trigger.UNREACHED, Reason.UNREACHABLE, knock.out_of_reach)
     if life.phase in {Phase.UNOBSERVED, Phase.UNREACHED} and life.launch.has_served:
         return Guarded(life, Trigger.END_BEGAN)
-    return Guarded(life, Trigger.WAITING)
+    return waiting(life)
 
 
 def tree_seen(life: ServerLife, tree: ProcessTree, policy: Policy, now: Instant) -> Guarded:
@@ -121,7 +122,7 @@ def tree_seen(life: ServerLife, tree: ProcessTree, policy: Policy, now: Instant)
     if tree.is_engine_gone or (tree.engines_alive == 0 and life.has_served_now):
         return Guarded(life, Trigger.FAILED, Reason.ENGINE_DIED, "one of its EngineCores is gone")
     if tree.engines_alive == 0:
-        return Guarded(life, Trigger.WAITING)
+        return waiting(life)
     if life.phase is Phase.READY:
         return Guarded(life)
     return Guarded(account_local_served(life, now), Trigger.PASSED)
@@ -173,6 +174,7 @@ def settled(
     if life.launch is None or life.launch.process != process or life.is_launch_over:
         # Settled once: what is told later of the same end is not counted again.
         return Guarded(life)
+    evidence = replace(evidence, load_stall=stall_before_end(life))
     ending = _ending(life.launch, evidence, now)
     crashed = ending.state is ServerState.CRASHED
     return Guarded(

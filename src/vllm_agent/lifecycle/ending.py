@@ -33,6 +33,7 @@ tell what happened."""
 _BY_MAIN: Final = 5
 _BAD_ARGUMENTS_EXIT_CODE: Final = 2  # argparse; nothing else in a vLLM ends with it
 _STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_OUTSIDE_SIGNALS: Final = _STOP_SIGNALS | {signal.SIGKILL, signal.SIGHUP}
 _STOP_EXIT_CODES: Final = frozenset({128 + s for s in _STOP_SIGNALS})
 _HARMLESS_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGKILL})
 
@@ -45,7 +46,8 @@ class EndingEvidence:
     a GPU that it held, empty where there was none. `logged_cause` is what a line of its log says
     that it is, by the pattern of that name. `has_served` is whether the launch did. `gpu_holder` is
     who held GPU memory when it ended, `port_holder` who listened on its port while it loaded; both
-    are empty where nobody is known to. `log` are lines for people.
+    are empty where nobody is known to. `load_stall` is a sentence where its load had stalled, `log`
+    are lines for people.
     `stop_sign_seconds` is when systemd or a log line first said that it is being stopped;
     `engine_death_logged_seconds` when its log first told of an engine's death. `at_close` is None
     where nobody looked at the close, empty where the main process was alone. `stop_sign` and
@@ -68,6 +70,7 @@ class EndingEvidence:
     has_served: bool = True
     gpu_holder: str = ""
     port_holder: str = ""
+    load_stall: str = ""
     log: tuple[str, ...] = ()
     stop_sign_seconds: float | None = None
     engine_death_logged_seconds: float | None = None
@@ -122,6 +125,8 @@ def _also_seen(seen: EndingEvidence, verdict: Verdict) -> Iterator[str]:
         yield f"its port is held by {seen.port_holder}"
     if seen.logged_pattern and verdict.reason is not seen.logged_cause:
         yield f"its log also says: {seen.logged_pattern}"
+    if seen.load_stall:
+        yield seen.load_stall
     if seen.main_wait_status is not None:
         yield f"main process: {_how(seen.main_wait_status)}{_when(seen.main_exit_seconds, seen)}"
     ended = sorted(seen.exits, key=lambda e: e.at_seconds)
@@ -166,12 +171,32 @@ def _cause(seen: EndingEvidence) -> Verdict | None:
         return Verdict(ServerState.CRASHED, Reason.HOST_OOM, 2, (text,))
     if seen.gpu_fault and not _is_told_to_stop(seen):
         return Verdict(ServerState.CRASHED, Reason.GPU_FAULT, 2, (seen.gpu_fault,))
-    if seen.logged_cause is not None and not _is_before(
-        seen.stop_sign_seconds, seen.logged_cause_seconds
+    if (
+        seen.logged_cause is not None
+        and not _is_before(seen.stop_sign_seconds, seen.logged_cause_seconds)
+        and not _is_ended_from_outside(seen)
     ):
         text = f"its log says: {seen.logged_pattern or seen.logged_cause}"
         return Verdict(ServerState.CRASHED, seen.logged_cause, 2, (text,))
     return None
+
+
+def _is_ended_from_outside(seen: EndingEvidence) -> bool:
+    """Whether a signal ended the main process while nothing of it had failed.
+
+    A process that an error ends exits. What its log said before, it had survived.
+    """
+    by_signal = exit_signal(seen.main_wait_status) in _OUTSIDE_SIGNALS
+    if not by_signal and exit_code(seen.main_wait_status) not in _STOP_EXIT_CODES:
+        return False
+    return not any(_has_failed(ended) for ended in seen.exits)
+
+
+def _has_failed(ended: ComponentExit) -> bool:
+    number = exit_signal(ended.wait_status)
+    return bool(exit_code(ended.wait_status)) or (
+        number is not None and number not in _HARMLESS_SIGNALS
+    )
 
 
 def _stop_or_trouble(seen: EndingEvidence) -> Verdict | None:
@@ -210,7 +235,7 @@ def _troubles(seen: EndingEvidence) -> list[tuple[float, str]]:
     troubles = []
     for ended in seen.exits:
         number, code = exit_signal(ended.wait_status), exit_code(ended.wait_status)
-        if code or (number is not None and number not in _HARMLESS_SIGNALS):
+        if _has_failed(ended):
             how = f"code {code}" if code else f"signal {number}"
             troubles.append((ended.at_seconds, f"{ended.role} ended with {how}"))
         elif (

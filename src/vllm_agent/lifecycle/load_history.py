@@ -19,10 +19,6 @@ LOAD_BUCKETS_SECONDS: Final = (30.0, 120.0, 300.0, 900.0, 3600.0)
 """Upper bounds of load durations: a tiny model takes half a minute, a large one that has to be
 downloaded and compiled an hour."""
 
-WATCHED_LATE_SECONDS: Final = 15.0
-"""A load that the agent came to later than this after its start tells nothing of its stages: what
-was before is booked for the one that it was found in."""
-
 LOADING_STAGES: Final[tuple[Stage, ...]] = tuple(
     stage for stage in Stage if stage is not Stage.NONE
 )
@@ -64,7 +60,7 @@ class LoadHistory:
             sum_seconds=self.sum_seconds + seconds,
             last_seconds=seconds,
         )
-        if load.watched.since(load.began) > WATCHED_LATE_SECONDS:
+        if load.is_watched_late:
             return counted
         stages: dict[Stage, float] = {
             stage: spent
@@ -91,18 +87,22 @@ def seconds_left(load: LoadProgress, history: LoadHistory, now: Instant) -> floa
     """About how long the load still takes; None where no load before tells, or it is over.
 
     Of the stage that it is in: by its own speed where its share is known, else what is left of
-    the time that it took the last time. Of those that follow: the time that they took then.
+    the time that it took the last time. Of those that follow: the time that they took then, but
+    for a download of what is there already. What has stalled, or takes longer than it did then,
+    has no measure.
     """
-    if load.stage is Stage.NONE or not history.last_stage_seconds:
+    if load.stage is Stage.NONE or load.is_stalled or not history.last_stage_seconds:
         return None
     spent = load.seconds_in(load.stage, now) or 0.0
     ratio = load.ratio(load.stage)
     expected = history.last_stage_seconds.get(load.stage)
     if ratio:
         left = spent / ratio - spent
-    elif expected is not None:
-        left = max(0.0, expected - spent)
+    elif expected is not None and spent <= expected:
+        left = expected - spent
     else:
         return None
-    following = STAGE_ORDER[STAGE_ORDER.index(load.stage) + 1 :]
+    following = set(STAGE_ORDER[STAGE_ORDER.index(load.stage) + 1 :])
+    if load.download is not None and not load.download.is_under_way:
+        following.discard(Stage.DOWNLOAD)
     return left + sum(history.last_stage_seconds.get(stage, 0.0) for stage in following)

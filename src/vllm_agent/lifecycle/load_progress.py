@@ -30,6 +30,10 @@ BUSY_SECONDS: Final = 30 * 60.0
 BUSY_TIMES_LONGEST: Final = 3.0
 """The same for a server whose stage has taken long before: so many times the longest."""
 
+WATCHED_LATE_SECONDS: Final = 5.0
+"""A load that the agent came to later than this after its start is known from then on only: a new
+process is seen within a second."""
+
 UNMAPPED_LOOKS: Final = 2
 """Looks in a row that see no file mapped before the weights count as loaded: between two files
 there is a moment with none."""
@@ -75,11 +79,13 @@ class LoadProgress:
     """How the newest launch of a local server loads, or loaded.
 
     `began` is when its process was started, `watched` when the agent first looked. `stage` is NONE
-    once it serves, or has ended. `stage_seconds` are of stages that are over, and add up where one
-    came again. `last_progress` is that of the last hard sign, `last_busy` of the last soft one.
-    `is_stalled` is None where no witness could have seen it move. `signs` is when each witness
-    last showed progress; `look` is what they saw last. `moved_io_bytes` and `moved_gpu_bytes` are
-    where those stood when they last moved.
+    once it serves, or has ended. `stage_seconds` are of stages that are over, as far as the agent
+    watched, and add up where one came again. `last_progress` is that of the last hard sign, or when
+    the agent first looked, `last_busy` that of the last soft one. `is_stalled` is None where no
+    witness could have seen it move. `signs` is when each witness last showed progress; `look` is
+    what they saw last. `moved_io_bytes` and `moved_gpu_bytes` are where those stood when they last
+    moved; `mapped_anew` is when another file was mapped, `logged_anew` when the log last told
+    another stage.
     """
 
     process: ProcessId
@@ -97,29 +103,40 @@ class LoadProgress:
     unmapped_looks: int = 0
     moved_io_bytes: int | None = None
     moved_gpu_bytes: int | None = None
+    mapped_anew: Instant | None = None
+    logged_anew: Instant | None = None
     signs: Mapping[Witness, Instant] = field(default_factory=lambda: MappingProxyType({}))
     ended: Instant | None = None
+    has_ended_stalled: bool = False
 
     @classmethod
-    def begun(cls, look: LoadLook, start_seconds: float) -> LoadProgress:
-        """A load that is looked at for the first time; its process started at that unix time."""
+    def begun(
+        cls, look: LoadLook, start_seconds: float, *, is_stalled: bool = False
+    ) -> LoadProgress:
+        """A load that is looked at for the first time; its process started at that unix time.
+
+        `is_stalled` is whether it had stalled before.
+        """
         age_seconds = max(0.0, look.at.unix_seconds - start_seconds)
         began = Instant(look.at.monotonic_seconds - age_seconds, look.at.unix_seconds - age_seconds)
-        weights = _weights(None, look)
-        return cls(
+        load = cls(
             process=look.process,
             began=began,
             watched=look.at,
-            stage=_stage(look, weights, unmapped_looks=0),
-            # What was before nobody saw: it is booked for the stage that it is found in.
-            stage_entered=began,
+            stage=Stage.INIT,
+            # The moments before the first look are those of the stage that it finds.
+            stage_entered=began if age_seconds <= WATCHED_LATE_SECONDS else look.at,
             last_progress=look.at,
             look=look,
+            is_stalled=is_stalled,
             download=look.download,
-            weights=weights,
+            weights=_weights(None, look),
             moved_io_bytes=look.io_bytes,
             moved_gpu_bytes=look.gpu_bytes,
+            mapped_anew=look.at if look.shards else None,
+            logged_anew=None if _logged(look) is None else look.at,
         )
+        return replace(load, stage=_stage(load))
 
     def after(
         self, look: LoadLook, history: LoadHistory, *, start_seconds: float, load_seconds: float
@@ -131,22 +148,29 @@ class LoadProgress:
         """
         signs = dict.fromkeys(_signs(self, look), look.at)
         unmapped_looks = 0 if look.shards else self.unmapped_looks + 1
-        weights = _weights(self.weights, look)
-        stage = _stage(look, weights, unmapped_looks)
+        logged = _logged(look)
         load = replace(
             self,
             download=look.download or self.download,
-            weights=weights,
+            weights=_weights(self.weights, look),
             unmapped_looks=unmapped_looks,
+            mapped_anew=look.at if Witness.SHARDS in signs else self.mapped_anew,
+            logged_anew=look.at if logged is not _logged(self.look) else self.logged_anew,
             last_busy=look.at if _is_busy(self.look, look) else self.last_busy,
-            last_progress=look.at if signs or stage is not self.stage else self.last_progress,
             moved_io_bytes=_mark(self.moved_io_bytes, look.io_bytes, has_moved=Witness.IO in signs),
             moved_gpu_bytes=_mark(
                 self.moved_gpu_bytes, look.gpu_bytes, has_moved=Witness.GPU_MEMORY in signs
             ),
             signs=MappingProxyType({**self.signs, **signs}) if signs else self.signs,
             look=look,
-        ).entered(stage, look.at)
+        )
+        stage = _stage(load)
+        has_moved = bool(signs) or stage is not self.stage
+        load = load.entered(stage, look.at)
+        if has_moved:
+            return replace(load, last_progress=look.at, is_stalled=False)
+        if self.is_stalled:
+            return load
         limit_seconds = load_seconds if load.has_engine else min(start_seconds, load_seconds)
         return replace(load, is_stalled=_is_stalled(load, history, limit_seconds, look.at))
 
@@ -165,8 +189,25 @@ class LoadProgress:
             stage_seconds=MappingProxyType({**self.stage_seconds, self.stage: spent}),
             weights=weights,
             is_stalled=False if stage is Stage.NONE else self.is_stalled,
+            has_ended_stalled=stage is Stage.NONE and bool(self.is_stalled),
             ended=now if stage is Stage.NONE else None,
         )
+
+    @property
+    def look_stage(self) -> Stage:
+        """The stage of the newest look, also once it is over."""
+        return _stage(self) if self.stage is Stage.NONE else self.stage
+
+    @property
+    def is_watched_late(self) -> bool:
+        """Whether the agent came to it in the middle."""
+        return self.watched.since(self.began) > WATCHED_LATE_SECONDS
+
+    @property
+    def seen_progress(self) -> Instant | None:
+        """When it was last seen to move; None where the agent came late, and saw none yet."""
+        is_seen = self.last_progress != self.watched or not self.is_watched_late
+        return self.last_progress if is_seen else None
 
     @property
     def has_engine(self) -> bool:
@@ -189,23 +230,35 @@ class LoadProgress:
         return None
 
 
-def _stage(look: LoadLook, weights: Weights | None, unmapped_looks: int) -> Stage:
-    """The stage that a look shows; of witnesses that differ the one that saw the act itself."""
-    if look.shards:
+def _stage(load: LoadProgress) -> Stage:
+    """The stage that the newest look shows; of witnesses that differ the one that saw the act."""
+    look, weights, logged = load.look, load.weights, _logged(load.look)
+    if look.shards and not _is_left_mapped(load):
         return Stage.LOAD_WEIGHTS
     if look.download is not None and look.download.is_under_way and weights is None:
         # vLLM says nothing of it, and its line on loading comes before.
         return Stage.DOWNLOAD
-    logged = None if look.log is None else look.log.stage
     if logged in _AFTER_WEIGHTS:
         return logged
     if weights is None:
         return logged or Stage.INIT
-    is_loaded = weights.is_complete or unmapped_looks >= UNMAPPED_LOOKS
+    is_loaded = weights.is_complete or load.unmapped_looks >= UNMAPPED_LOOKS
     if weights.source is Witness.LOG or not is_loaded or _is_bar_unfinished(look):
         return Stage.LOAD_WEIGHTS
     # Where there is no log nothing tells a compilation from what follows it.
     return Stage.WARMUP if look.is_eager else Stage.COMPILE
+
+
+def _logged(look: LoadLook) -> Stage | None:
+    return None if look.log is None else look.log.stage
+
+
+def _is_left_mapped(load: LoadProgress) -> bool:
+    """Whether its log went on to a later stage, and no other file was mapped since."""
+    logged, mapped = load.logged_anew, load.mapped_anew
+    if _logged(load.look) not in _AFTER_WEIGHTS or logged is None or mapped is None:
+        return False
+    return logged.since(mapped) >= 0
 
 
 def _is_bar_unfinished(look: LoadLook) -> bool:
@@ -268,7 +321,7 @@ def _is_stalled(
     quiet_seconds = now.since(load.last_progress)
     if quiet_seconds < limit_seconds:
         return False
-    if not load.look.can_see_progress:
+    if not load.look.can_see_progress(load.stage):
         return None
     is_busy = load.last_busy is not None and now.since(load.last_busy) < limit_seconds
     if load.stage in _QUIET_STAGES and is_busy:

@@ -75,7 +75,7 @@ _MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
     (Trigger.UNREACHED, {_P.UNOBSERVED, _P.LOADING}, _P.UNREACHED),
     (Trigger.APPEARED, _ALL, _P.LOADING),
     (Trigger.WAITING, {_P.UNOBSERVED, _P.UNREACHED}, _P.LOADING),
-    (Trigger.STALLED, {_P.LOADING}, _P.STALLED),
+    (Trigger.STALLED, {_P.UNOBSERVED, _P.LOADING}, _P.STALLED),
     (Trigger.PROGRESSED, {_P.STALLED}, _P.LOADING),
     (Trigger.END_BEGAN, (ALIVE_PHASES | {_P.UNOBSERVED}) - _LEAVING, _P.ENDING),
     (Trigger.REOPENED, _LEAVING, _P.READY),

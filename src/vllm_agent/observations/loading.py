@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from vllm_agent.observations.instant import Instant
@@ -37,6 +37,9 @@ class Witness(StrEnum):
     COMPILE_CACHE = "compile_cache"
     LOG = "log"
     CPU = "cpu"
+
+
+_LOGGED_STAGES: Final = frozenset({Stage.COMPILE, Stage.WARMUP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,10 @@ class LoadLook:
     log: LogProgress | None = None
     trouble: str = ""
 
-    @property
-    def can_see_progress(self) -> bool:
-        """Whether there is a witness that would have seen a load move."""
-        return any(sign is not None for sign in (self.shards, self.io_bytes, self.log))
+    def can_see_progress(self, stage: Stage) -> bool:
+        """Whether there is a witness that would have seen a load move in that stage.
+
+        A log is silent while files are fetched and read, however fast they come.
+        """
+        can_see_bytes = self.shards is not None or self.io_bytes is not None
+        return can_see_bytes or (self.log is not None and stage in _LOGGED_STAGES)
