@@ -32,3 +32,8 @@ def test_weights_are_told_by_file_and_bytes_and_the_time_left_if_known():
         "size_bytes": 4 * GIB,
         "seconds_left": 19,
     }
+
+
+def test_one_that_has_stalled_says_for_how_long_it_has_been_quiet() -> None:
+    loading = Loading.begun(has_engine=True).see(300.0, has_engine=True)
+    assert told(loading, loaded_before()) == {"stage": "init", "seconds": 305, "quiet_seconds": 300}

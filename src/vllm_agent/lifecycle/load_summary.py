@@ -33,6 +33,8 @@ def summary(load: LoadProgress, history: LoadHistory, now: Instant) -> Mapping[s
         told["shard"] = f"{weights.shard}/{weights.shards}"
         if weights.done_bytes is not None and weights.size_bytes is not None:
             told["bytes"], told["size_bytes"] = weights.done_bytes, weights.size_bytes
+    if load.is_stalled:
+        told["quiet_seconds"] = round(now.since(load.last_progress))
     left = seconds_left(load, history, now)
     if left is not None:
         told["seconds_left"] = round(left)
