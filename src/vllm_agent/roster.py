@@ -17,6 +17,7 @@ from vllm_agent.config.match import is_at, matches
 from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.host.local_server import LocalServer
 from vllm_agent.host.pid_file import pid_of
+from vllm_agent.host.secret_shapes import without_shapes
 from vllm_agent.host.strays import is_left_by
 from vllm_agent.host.vllm_eyes import HttpEyes, target_of
 from vllm_agent.host.vllm_http import Target
@@ -362,11 +363,13 @@ class Roster:
         probe = self._config.default_probe if server is None else server.probe
         start = self._config.default_start if server is None else server.start
         restart = self._config.default_restart if server is None else server.restart
+        model = None if server is None else server.model
         return Policy(
             failure_threshold=probe.failure_threshold,
             max_restarts=restart.max_restarts,
             restart_window_seconds=restart.window_seconds,
-            expected_model=None if server is None else server.model,
+            # As the names that it is compared with.
+            expected_model=model and without_shapes(model),
             is_local=server is None or server.mode is not LifecycleMode.EXTERNAL,
             has_http=sighting is None or not sighting.command.is_headless,
             is_wanted=server is not None or self._is_wanted(sighting),

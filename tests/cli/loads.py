@@ -93,6 +93,14 @@ def loading_server(
     return local_server(name, life=replace(loading, **changes))
 
 
+def late_load(**changes: Any) -> LoadProgress:
+    """A load that the agent came to in the middle, and has not seen to move."""
+    came = ago(2.5)
+    return load(
+        **{"watched": came, "last_progress": came, "signs": MappingProxyType({}), **changes}
+    )
+
+
 def stalled_server(name: str = "llama", of: LoadProgress | None = None) -> ServerSnapshot:
     """A local server whose load has not moved for six minutes and two seconds."""
     progress = load() if of is None else of

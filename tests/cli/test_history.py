@@ -178,6 +178,19 @@ def test_a_crash_loop_is_told_once_what_to_do(cli, served) -> None:
     assert "launch 8 ended: crashed, port_in_use" in told[advice[1] - 1]
 
 
+@pytest.mark.parametrize("reason", [Reason.PORT_IN_USE, Reason.GPU_MEMORY_TAKEN])
+def test_what_to_do_names_who_was_in_the_way_of_any_launch(cli, served, reason) -> None:
+    served.past = failed_launches(
+        failed(1, reason, holder="python (PID 9287)"), failed(2, reason, holder="nginx (PID 812)")
+    )
+
+    told = cli("history", "llama").out.splitlines()
+
+    advice = [line for line in told if line.startswith("    advice: ")]
+    assert "held by python (PID 9287): end that" in advice[0]
+    assert "held by nginx (PID 812): end that" in advice[1]
+
+
 def test_a_launch_that_did_not_fail_has_one_line(cli, served) -> None:
     served.past = failed_launches(failed(1, reason=None, state=ServerState.STOPPED, exit_code=0))
 

@@ -92,6 +92,14 @@ def test_an_estimate_that_is_none_is_not_shown() -> None:
     assert left_text(view["load"]) == ""
 
 
+def test_less_than_a_second_is_no_time_left() -> None:
+    view = server_view(loading_server(of=load(Stage.COMPILE, stage_entered=ago(57.5))))
+
+    assert view["load"] is not None
+    assert 0.0 < (view["load"]["seconds_left"] or 0.0) < 1.0
+    assert left_text(view["load"]) == ""
+
+
 def test_an_agent_of_an_older_version_tells_of_no_load() -> None:
     view: Any = server_view(loading_server())
     del view["load"]

@@ -12,7 +12,15 @@ import pytest
 from rich.console import Console
 
 from tests.cli.conftest import said
-from tests.cli.loads import HALF, ago, downloading, load, loading_server, stalled_server
+from tests.cli.loads import (
+    HALF,
+    ago,
+    downloading,
+    late_load,
+    load,
+    loading_server,
+    stalled_server,
+)
 from tests.cli.pseudo_terminal import PseudoTerminal
 from tests.expose.snapshots import crashed_server, ended_local_server, life, server
 from vllm_agent.cli.terminal import servers_table
@@ -77,8 +85,11 @@ def test_a_terminal_has_a_bar_while_something_loads(served) -> None:
         (100, ["SINCE", "stalled", "#####-----", "~1m28s"]),
         (80, ["load_weights 50% stalled", "load_weights 50% ~1m28s"]),
         (60, ["load_weights stalled", "load_weights 50%"]),
-        (40, ["load_st"]),
-        (20, ["S"]),
+        (50, ["load_weights 50% stalled", "load_weights 50% ~1m28s", "unreachable"]),
+        (40, ["load_weights stalled", "load_weights 50%", "unreachable"]),
+        (30, ["qwen-2.5-coder", "starting"]),
+        (20, ["qwen-2.5-", "starting"]),
+        (10, ["S"]),
     ],
 )
 def test_a_narrow_terminal_does_without_what_matters_less(served, columns, has) -> None:
@@ -95,21 +106,28 @@ def test_a_narrow_terminal_does_without_what_matters_less(served, columns, has) 
         assert "restart limit" in shown.text, "no word of a reason is broken"
 
 
-def test_at_no_width_does_a_load_break_the_words_of_a_reason(monkeypatch) -> None:
+@pytest.mark.parametrize("is_loading", [True, False])
+def test_at_no_width_is_a_word_broken_and_a_load_is_the_last_to_go(monkeypatch, is_loading) -> None:
     failed = life(Phase.UNREADY, reason=Reason.KV_CACHE_TOO_SMALL, is_sleeping=True)
-    snapshots = [loading_server(), server("qwen-2.5-coder", life=failed)]
+    first = loading_server() if is_loading else server("llama")
+    snapshots = [first, server("qwen-2.5-coder", life=failed)]
     view: Any = {"agent": {"version": "1"}, "servers": [server_view(one) for one in snapshots]}
-    shown = 0
-    for columns in range(30, 140, 3):
+    for columns in range(12, 140):
         monkeypatch.setenv("COLUMNS", str(columns))
         console = Console(width=columns)
         lines = console.render_lines(servers_table(view, ago(0).unix_seconds))
-        text = "\n".join("".join(part.text for part in line) for line in lines)
-        if "LOAD" in text:
-            shown += 1
+        shown = ["".join(part.text for part in line).rstrip() for line in lines]
+        heading, *table = shown[next(n for n, line in enumerate(shown) if line.startswith("S")) :]
+        text = "\n".join(table)
+        assert max(map(len, shown)) <= columns
+        assert "failed" in text or columns < 14
+        assert len(table) <= 3, "a reason has two lines at most"
+        if "REASON" in heading:
             assert "kv_cache_too_small," in text
-            assert "load_weights" in text
-    assert shown > 20
+        if is_loading:
+            assert ("LOAD" in heading) == (columns >= 39)
+            assert bool(re.search("load_weights ([#-]+ )?50%", text)) == (columns >= 39)
+        assert "REASON" in heading or columns < 43
 
 
 def test_it_moves_by_itself_while_it_is_watched(served) -> None:
@@ -198,6 +216,20 @@ def test_a_load_that_stalled_says_since_when_and_what_to_do(cli, served) -> None
         r"stalled in load_weights, no progress for 6m0\ds, since [-0-9]+ [:0-9]+", told["progress"]
     )
     assert "left" not in told["load"]
+
+
+@pytest.mark.parametrize(
+    ("is_stalled", "progress"),
+    [
+        (True, "stalled in load_weights, no progress seen yet"),
+        (False, "none seen yet"),
+        (None, "none seen yet: nothing that the agent may see shows whether it moves"),
+    ],
+)
+def test_a_load_that_was_not_seen_to_move_yet_says_so(cli, served, is_stalled, progress) -> None:
+    served.show(loading_server(of=late_load(is_stalled=is_stalled)))
+
+    assert rows(cli("status", "llama"))["progress"] == progress
 
 
 def test_what_its_log_says_went_wrong_is_told_while_it_loads(cli, served) -> None:

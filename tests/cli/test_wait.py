@@ -8,8 +8,16 @@ import signal
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
-from tests.cli.loads import ago, downloading, load, loading_server, stalled_server
+from tests.cli.loads import (
+    ago,
+    downloading,
+    late_load,
+    load,
+    loading_server,
+    stalled_server,
+)
 from tests.cli.pseudo_terminal import PseudoTerminal
 from tests.expose.snapshots import (
     ad_hoc_server,
@@ -17,9 +25,11 @@ from tests.expose.snapshots import (
     ended_local_server,
     server,
 )
-from vllm_agent.cli import wait
+from vllm_agent.cli import main, wait
 from vllm_agent.cli.patience import DEFAULT_SECONDS
-from vllm_agent.cli.wait_lines import SAY_AGAIN_SECONDS
+from vllm_agent.cli.wait_lines import SAY_AGAIN_SECONDS, WaitLook
+from vllm_agent.cli.wait_terminal import frame
+from vllm_agent.expose.json_view import server_view
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 
 WAIT = ("wait", "llama", "--for=running", "--timeout=30s")
@@ -197,6 +207,15 @@ def test_giving_up_on_a_load_that_stalled_says_since_when(cli, served, at) -> No
     )
 
 
+def test_giving_up_on_a_load_that_was_not_seen_to_move_says_so(cli, served, at) -> None:
+    served.show(loading_server(of=late_load()))
+    at(30.0)
+
+    told = cli(*WAIT).err.splitlines()[-1]
+
+    assert "~1m28s left, no progress seen yet; 'vllm-agent" in told
+
+
 def test_by_default_a_load_that_moves_is_waited_for(cli, served, at) -> None:
     served.show(loading_server())
     clock = at(10 * DEFAULT_SECONDS, lambda: served.show(server()))
@@ -351,6 +370,34 @@ def test_a_terminal_is_left_as_it_was(served, number, code) -> None:
     assert "Traceback" not in shown.text
 
 
+@pytest.mark.parametrize("columns", range(28, 120))
+def test_shard_share_and_time_left_have_room_before_all_else(columns) -> None:
+    server_shown = server_view(loading_server())
+    look = WaitLook(server_shown, ("running",), 250.0, "", 0.0, ago(0).unix_seconds)
+
+    lines = Console(width=columns).render_lines(frame(look, columns))
+    first, bar = ("".join(part.text for part in line).rstrip() for line in lines)
+
+    assert first.startswith("llama ") == (columns >= 33)
+    assert "load_weights, shard 5 of 8" in first
+    assert bar.endswith(("50%  ~1m28s left", "of 16.0 GiB  ~1m28s left"))
+    assert "…" not in bar
+    assert re.match("##+-", bar)
+    assert ("GiB" in bar) == (columns >= 44)
+    assert ("starting" in first) == (columns >= 43)
+    assert ("gives up in 4m10s" in first) == (columns >= 62)
+    assert ("starting for 1m1" in first) == (columns >= 72)
+
+
+def test_a_stall_has_room_before_bytes_and_bar() -> None:
+    server_shown = server_view(stalled_server())
+    look = WaitLook(server_shown, ("running",), 250.0, "", 0.0, ago(0).unix_seconds)
+
+    lines = Console(width=29).render_lines(frame(look, 29))
+
+    assert "".join(part.text for part in lines[1]).rstrip() == "##---  50%  stalled for 6m02s"
+
+
 @pytest.mark.parametrize("columns", [60, 20])
 def test_a_narrow_terminal_cuts_lines_at_their_end(served, columns) -> None:
     long = "a\x1b[5m-name-that-is-longer-than-any-terminal-of-this-test-is-wide"
@@ -364,7 +411,8 @@ def test_a_narrow_terminal_cuts_lines_at_their_end(served, columns) -> None:
 
     first, bar, *_ = shown.lines
     assert len(first) <= columns
-    assert re.match(r"(#+)(-+)  50%", bar)
+    assert re.match(r"((#+)(-+)  )?50%  ", bar)
+    assert "~1m28s left" in bar
     assert "\x1b[5m" not in shown.raw
 
 
@@ -378,3 +426,11 @@ def test_a_terminal_that_cannot_go_back_gets_lines(served) -> None:
 
     assert "\x1b" not in shown.raw
     assert shown.lines[-1] == "llama is running"
+
+
+def test_help_says_what_becomes_of_an_agent_that_is_not_there(capsys) -> None:
+    assert main(["wait", "--help"]) == 0
+
+    told = " ".join(capsys.readouterr().out.split())
+    assert "An agent that goes away meanwhile is waited for; without one at the start" in told
+    assert "exit code 3" in told

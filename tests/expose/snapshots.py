@@ -295,6 +295,11 @@ def load(**changes: Any) -> LoadProgress:
     return replace(whole, **changes)
 
 
+def late_load(**changes: Any) -> LoadProgress:
+    """A load that the agent came to in the middle, and has not seen to move."""
+    return load(**{"watched": LOOKED, "last_progress": LOOKED, "signs": {}, **changes})
+
+
 LAST_STAGES: Final = MappingProxyType(
     {Stage.INIT: 12.0, Stage.LOAD_WEIGHTS: 55.0, Stage.COMPILE: 40.0, Stage.WARMUP: 8.0}
 )

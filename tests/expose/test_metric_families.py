@@ -28,6 +28,7 @@ from tests.expose.snapshots import (
     ended_local_server,
     fresh_server,
     gpu,
+    late_load,
     life,
     load,
     loaded,
@@ -580,6 +581,12 @@ def test_what_nobody_can_measure_of_a_load_is_not_exported():
     counted = watched(in_load(load(weights=Weights(4, 11, None, None))))
     assert counted["load_progress_ratio"] == {("load_weights",): 3 / 11}
     assert not {"load_weights_bytes", "load_weights_size_bytes"} & counted.keys()
+
+
+def test_progress_that_nobody_saw_has_no_time():
+    told = watched(in_load(late_load()))
+    assert "load_last_progress_timestamp_seconds" not in told
+    assert told["load_stalled"] == {(): 0}
 
 
 @pytest.mark.parametrize("stage", [Stage.INIT, Stage.COMPILE, Stage.WARMUP])

@@ -12,6 +12,7 @@ from tests.expose.snapshots import (
     NOW,
     agent,
     ended_local_server,
+    late_load,
     load,
     loading_life,
     loading_server,
@@ -87,6 +88,8 @@ def test_the_port_and_who_holds_it() -> None:
     assert "port 8123 with" in advised(ended(Reason.PORT_IN_USE, HUB))
     held = ended(Reason.PORT_IN_USE, HUB, holder="nginx (PID 9)")
     assert "Port 8123 is held by nginx (PID 9)" in advised(held)
+    gone = replace(held, sighting=None)
+    assert advised(gone).startswith("Its port is held by nginx (PID 9): ")
     on_socket = ended(Reason.PORT_IN_USE, VllmCommand(uds="/run/vllm.sock"))
     assert advised(on_socket) == REASON_TEXT[Reason.PORT_IN_USE].advice
 
@@ -120,6 +123,27 @@ def test_a_stalled_load_names_the_limit_that_it_hit(
     assert limit in advised(shown)
 
 
+def test_a_load_that_was_not_seen_to_move_is_not_told_for_how_long() -> None:
+    late = late_load(is_stalled=True)
+    shown = loading_server(life=loading_life(Phase.STALLED, load=late, reason=Reason.LOAD_STALLED))
+
+    assert advised(shown).startswith("No progress in stage load_weights: look at the disk")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "shown"),
+    [
+        (("XID 79 on GPU 0 (GPU-1)", "worker: exited with 1"), "Look up XID 79 in NVIDIA's"),
+        (("GPU 0 (GPU-1) was lost",), "If 'vllm-agent history' names an XID, "),
+        (("its log says: XID 79 on fire",), "If 'vllm-agent history' names an XID, "),
+    ],
+)
+def test_an_xid_is_named_where_one_was_told(evidence, shown) -> None:
+    fault = ended(Reason.GPU_FAULT, HUB, evidence=evidence)
+
+    assert advised(fault).startswith(shown)
+
+
 def test_a_launch_is_not_advised_with_the_facts_of_another() -> None:
     shown = ended(Reason.MODEL_NOT_FOUND, HUB)
     older = Ending(1, NOW, ServerState.CRASHED, Reason.MODEL_NOT_FOUND, 2)
@@ -130,6 +154,9 @@ def test_a_launch_is_not_advised_with_the_facts_of_another() -> None:
     assert "org/name" in str(advice_on_ending(shown, shown.life.last_ending))
     held = replace(older, reason=Reason.GPU_MEMORY_TAKEN, holder="python3 (PID 7)")
     assert "python3 (PID 7)" in str(advice_on_ending(shown, held)), "a fact of the ending itself"
+    blocked = replace(held, reason=Reason.PORT_IN_USE)
+    assert "held by python3 (PID 7)" in str(advice_on_ending(shown, blocked))
+    assert "8123" not in str(advice_on_ending(shown, blocked)), "the port is the newest launch's"
 
     still = replace(
         shown.life, reason=Reason.PORT_IN_USE, last_ending=replace(held, launch_number=1)

@@ -16,6 +16,7 @@ from tests.expose.snapshots import (
     LOOKED,
     NOW,
     downloading,
+    late_load,
     life,
     load,
     loaded,
@@ -95,6 +96,10 @@ def test_a_download_that_is_measured_by_the_hub() -> None:
         "size_source": "hub",
         "ratio": 0.2,
     }
+
+
+def test_progress_that_nobody_saw_has_no_time() -> None:
+    assert viewed(late_load())["last_progress_timestamp_seconds"] is None
 
 
 def test_what_is_unknown_is_null() -> None:

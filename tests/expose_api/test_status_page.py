@@ -27,6 +27,7 @@ from tests.expose.snapshots import (
     downloading,
     ended_local_server,
     gpu,
+    late_load,
     life,
     load,
     loaded,
@@ -47,7 +48,7 @@ from vllm_agent.expose.status_page.words import moment, span
 from vllm_agent.lifecycle.load_history import LoadHistory
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.states import PHASE_STATE, Phase
-from vllm_agent.observations import Download, Stage, VllmCommand
+from vllm_agent.observations import Download, Instant, Stage, VllmCommand
 from vllm_agent.snapshot import CollectorSnapshot, FaultCount, GpuStranger
 
 VOID = {"meta", "br"}
@@ -223,6 +224,19 @@ def test_a_stalled_load_says_so_with_the_advice() -> None:
     told = why(loading_server(life=loading_life(load=unseen)))
     assert "nothing is seen that could tell whether it moves; last progress 1 second ago" in told
     assert told.endswith("its log says: NCCL <timeout>")
+
+
+def test_a_load_that_was_not_seen_to_move_yet_says_so() -> None:
+    stalled, unseen = late_load(is_stalled=True), late_load(is_stalled=None)
+    told = why(loading_server(life=loading_life(Phase.STALLED, load=stalled)))
+    assert told.endswith("stalled , no progress seen yet")
+    told = why(loading_server(life=loading_life(load=unseen)))
+    assert told.endswith("could tell whether it moves; no progress seen yet")
+
+
+def test_an_estimate_of_nothing_is_not_shown() -> None:
+    done = load(stage=Stage.WARMUP, stage_entered=Instant(1_092.0, 1_750_000_092.0))
+    assert "left" not in why(loading_server(life=loading_life(load=done)))
 
 
 @pytest.mark.parametrize("phase", [Phase.READY, Phase.CRASHED, Phase.ENDING])

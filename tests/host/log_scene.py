@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from vllm_agent.host.log_findings import Caused, LogFindings
+from vllm_agent.host.log_findings import Caused, LogFindings, WentOn
 from vllm_agent.host.vllm_markers import Marked
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Reader:
         self.drops = Drops() if drops is None else drops
         self.findings = LogFindings(redact, self.drops)
         self.told: Told = self.findings.told()
-        self.found: list[Marked | Caused] = []
+        self.found: list[Marked | Caused | WentOn] = []
 
     def read(
         self,
@@ -63,7 +63,7 @@ class Reader:
     ) -> list[Marked]:
         """The marks of this launch that are new."""
         self.findings.begin_look(is_loading=is_loading)
-        found: list[Marked | Caused] = []
+        found: list[Marked | Caused | WentOn] = []
         for _ in log.read(self.findings, max_bytes=max_bytes, pids=pids):
             self.told = self.findings.told()
             found += self.told.findings

@@ -300,8 +300,8 @@ def test_a_rank_is_better_the_lower_it_is():
 
 def test_reasons_of_a_start_do_not_explain_the_death_of_a_server_that_served():
     of_serving = {
-        Reason.DISK_FULL, Reason.ENGINE_STALLED, Reason.GPU_FAULT, Reason.GPU_OOM, Reason.HOST_OOM,
-        Reason.NCCL,
+        Reason.DISK_FULL, Reason.ENGINE_DIED, Reason.ENGINE_STALLED, Reason.GPU_FAULT,
+        Reason.GPU_OOM, Reason.HOST_OOM, Reason.NCCL,
     }  # fmt: skip
     assert {pattern.cause.reason for pattern in PATTERNS} == START_REASONS | of_serving
     assert START_REASONS.isdisjoint(of_serving)

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from tests.host.log_scene import NO_PORT, Drops, Reader
 from vllm_agent.host import journal
 from vllm_agent.host.journal import MAX_RECORD_BYTES, JournalTail, UnitInJournal, _Records
+from vllm_agent.host.log_findings import Caused
 from vllm_agent.host.vllm_markers import Marked, MarkKind, decisive
 
 if TYPE_CHECKING:
-    from vllm_agent.host.log_findings import Caused
+    from vllm_agent.host.log_findings import WentOn
 
 # Two lives of vllm.service: its engine is killed and systemd starts it again, then it is stopped.
 # After it, a vllm.service of the systemd of user 1000 is started and stopped. Between them, two
@@ -75,7 +76,7 @@ async def read(journalctl, **facts) -> JournalRead:
 
 def parse_journal(
     output: bytes, since: float, *, piece: int = 1 << 20
-) -> tuple[Marked | Caused, ...]:
+) -> tuple[Marked | Caused | WentOn, ...]:
     reader = Reader()
     records = _Records(reader.findings, since, None)
     for place in range(0, len(output), piece):
@@ -269,6 +270,7 @@ def test_the_rest_of_a_line_that_journald_cut_is_no_line():
 
 def test_a_cause_has_the_moment_of_its_record():
     [caused] = parse_journal(record(NO_PORT), 0.0)
+    assert isinstance(caused, Caused)
     assert caused.at_seconds == 5.5
 
 
@@ -309,7 +311,7 @@ def fake_journal(folder: Path, records: list[bytes]) -> tuple[str, ...]:
 
 def numbered(number: int, *, moment: int | None = None) -> bytes:
     at = 1_000_000_000 + (number if moment is None else moment)
-    return record(f"{NO_PORT} {number}", __CURSOR=f"i={number}", __REALTIME_TIMESTAMP=str(at))
+    return record(f"{NO_PORT} {'x' * number}", __CURSOR=f"i={number}", __REALTIME_TIMESTAMP=str(at))
 
 
 async def test_a_read_goes_on_where_the_last_one_ended(tmp_path):

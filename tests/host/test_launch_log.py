@@ -16,6 +16,7 @@ from tests.host.tree_scene import sighting
 from vllm_agent.demo.launch import StandIn
 from vllm_agent.host import launch_log
 from vllm_agent.host.clock import now
+from vllm_agent.host.followed_files import FollowedFiles
 from vllm_agent.host.launch_log import (
     JOURNAL_SECONDS,
     LOOK_BYTES,
@@ -489,3 +490,160 @@ async def test_whatever_a_log_does_it_costs_little_memory(server, path, bad, is_
         tracemalloc.stop()
     log.close()
     assert peak < 2 * 1024 * 1024
+
+
+# What it survived, and what others wrote.
+
+FULL = "OSError: [Errno 28] No space left on device"
+TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\n'
+
+
+def step(number: int) -> bytes:
+    return (
+        f"Loading safetensors checkpoint shards:   1% Completed | {number}/4 [00:01<?]\n".encode()
+    )
+
+
+SURVIVED = (
+    line("Starting to load model x...", level="INFO")
+    + line(f"{TRACE}{FULL}".replace("\n", " ; "))
+    + line(FULL)
+    + f"{TRACE}{FULL}\n".encode()
+    + b"".join(map(step, range(5)))
+    + line("Model loading took 1.0 GiB memory and 2.0 seconds", level="INFO")
+    + line("Dynamo bytecode transform time: 9.12 s", level="INFO")
+)
+FAILED = line("EngineCore failed to start.") + line("AssertionError: head size 80")
+WRAPPED = (
+    b"RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore': 1}\n"
+)
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+@pytest.mark.parametrize("end", [FAILED + WRAPPED, line(STOPPED)])
+async def test_an_error_after_which_the_load_went_on_is_no_cause(
+    watched: LaunchLog, written, end, *, is_watched: bool
+):
+    written(SURVIVED)
+    if is_watched:
+        await watched.progress()
+    written(end)
+    await watched.finish(now().monotonic_seconds, ())
+    assert watched.cause() is None
+    assert any(FULL in text for text in watched.excerpt())
+
+
+async def test_an_error_in_the_journal_after_which_the_load_went_on_is_no_cause(server: StandIn):
+    log = await opened(server, [], unit="vllm.service")
+    journal = Journal(log, *SURVIVED.splitlines())
+    await log.finish(100.0, ())
+    assert journal.asked == 1
+    assert log.cause() is None
+    log.close()
+
+
+async def test_an_error_that_ends_the_load_is_the_cause(watched: LaunchLog, written):
+    written(SURVIVED + line(FULL) + FAILED + WRAPPED)
+    await watched.finish(now().monotonic_seconds, ())
+    cause = watched.cause()
+    assert cause is not None
+    assert cause.reason is Reason.DISK_FULL
+
+
+async def sharing(server: StandIn, path: Path, followed: FollowedFiles) -> LaunchLog:
+    log = LaunchLog(
+        seen(server),
+        Proc(),
+        lambda _: None,
+        is_new=True,
+        read_secrets=lambda: Secrets.of(()),
+        log_file=str(path),
+        followed=followed,
+    )
+    log.open()
+    await settled(log)
+    return log
+
+
+BARE = f"{NO_PORT}\n{LOST}\n".encode()
+
+
+async def test_bare_lines_of_a_file_that_two_write_to_are_of_neither(
+    server: StandIn, tmp_path: Path
+):
+    path, followed = tmp_path / "both.log", FollowedFiles()
+    path.touch()
+    logs = [await sharing(server, path, followed) for _ in range(2)]
+    append(path, BARE + line(NO_MEMORY, pid=5) + line(FATAL, pid=6))
+    for log, pid in zip(logs, (5, 6), strict=True):
+        await log.finish(1.0, [pid])
+    causes = [log.cause() for log in logs]
+    assert [cause and cause.reason for cause in causes] == [Reason.GPU_OOM, None]
+    assert [log.deciding() is not None for log in logs] == [False, True]
+    assert [log.excerpt() for log in logs] == [(f"ERROR {NO_MEMORY}",), (f"ERROR {FATAL}",)]
+    for log in logs:
+        log.close()
+
+
+async def test_what_the_other_wrote_before_it_was_left_is_not_taken(
+    server: StandIn, tmp_path: Path
+):
+    path, followed = tmp_path / "both.log", FollowedFiles()
+    path.touch()
+    log, other = [await sharing(server, path, followed) for _ in range(2)]
+    append(path, BARE)
+    other.close()
+    await log.progress()
+    assert log.cause() is None
+    append(path, BARE)
+    await log.progress()
+    assert log.cause() is not None
+    log.close()
+
+
+async def test_what_is_started_in_its_place_does_not_take_its_last_words(
+    server: StandIn, tmp_path: Path
+):
+    path, followed = tmp_path / "both.log", FollowedFiles()
+    path.touch()
+    log = await sharing(server, path, followed)
+    append(path, BARE)
+    log.note_gone()
+    successor = await sharing(server, path, followed)
+    await log.finish(1.0, ())
+    assert log.cause() is not None
+    append(path, BARE)
+    await successor.progress()
+    assert successor.cause() is not None
+    for one in (log, successor):
+        one.close()
+
+
+async def test_two_that_share_a_file_share_it_to_their_ends(server: StandIn, tmp_path: Path):
+    path, followed = tmp_path / "both.log", FollowedFiles()
+    path.touch()
+    log, other = [await sharing(server, path, followed) for _ in range(2)]
+    log.note_gone()
+    other.close()
+    append(path, BARE)
+    log.note_gone()
+    await log.finish(1.0, ())
+    assert log.cause() is None
+    log.close()
+
+
+async def test_a_file_that_was_rotated_is_shared_by_those_who_follow_the_new_one(
+    server: StandIn, tmp_path: Path
+):
+    path, followed = tmp_path / "both.log", FollowedFiles()
+    path.touch()
+    log = await sharing(server, path, followed)
+    path.rename(tmp_path / "both.log.1")
+    path.touch()
+    await log.progress()
+    other = await sharing(server, path, followed)
+    append(path, BARE)
+    await log.progress()
+    assert log.cause() is None
+    for one in (log, other):
+        one.close()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.host.log_scene import Drops
-from vllm_agent.host.load_lines import MAX_DIFFERENT_LINES, LoadLines
+from vllm_agent.host.load_lines import MAX_DIFFERENT_LINES, MAX_WRITERS, LoadLines
 from vllm_agent.host.log_line import LogLine, lines_of, read_line
 from vllm_agent.observations import LogProgress, Stage
 
@@ -248,7 +248,7 @@ def test_what_differs_otherwise_is_new():
 
 def test_a_log_that_spams_is_no_progress_any_more():
     drops = Drops()
-    found = read(*(f"line {number}" for number in range(MAX_DIFFERENT_LINES + 500)), drops=drops)
+    found = read(*(f"line {number}/9" for number in range(MAX_DIFFERENT_LINES + 500)), drops=drops)
     assert found.new_lines == MAX_DIFFERENT_LINES
     assert drops == ["log_lines"]
 
@@ -258,7 +258,7 @@ def test_the_lines_that_are_told_apart_cost_little():
     try:
         lines = LoadLines(Drops())
         for number in range(MAX_DIFFERENT_LINES):
-            lines.take(LogLine(f"line {number}"))
+            lines.take(LogLine(f"line {number}/9"))
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -268,3 +268,83 @@ def test_the_lines_that_are_told_apart_cost_little():
 @given(st.text(max_size=200))
 def test_any_line_is_read_without_an_error(text):
     read(text, f"Loading {text} shards: {text}", f"Filesystem type for checkpoints: {text}")
+
+
+# Who went on with the load.
+
+BAR = "Loading safetensors checkpoint shards:  50% Completed | {}/{} [00:01<00:01,  2it/s]"
+START = "Starting to load model x..."
+
+
+def gone_on(lines: LoadLines, message: str, pid: int | None = None) -> set[int | None]:
+    return set(lines.take(LogLine(message, pid)))
+
+
+def test_a_later_stage_of_a_process_shows_that_it_went_on():
+    lines = LoadLines(Drops())
+    assert gone_on(lines, "x", 1) == set()
+    assert gone_on(lines, START, 1) == {1, None}
+    assert gone_on(lines, START, 1) == set()
+    assert gone_on(lines, START, 2) == {2}
+    assert gone_on(lines, LOADED, 2) == {2, None}
+    assert gone_on(lines, LOADED, 1) == {1}
+    assert gone_on(lines, START) == set()
+    assert gone_on(lines, BY_STAGE[Stage.WARMUP][0]) == {None}
+
+
+@pytest.mark.parametrize("pid", [None, 1])
+def test_a_bar_that_moves_shows_that_its_process_went_on(pid):
+    lines = LoadLines(Drops())
+    everybody = {pid, None}
+    assert gone_on(lines, BAR.format(0, 4), pid) == everybody
+    assert gone_on(lines, BAR.format(0, 4), pid) == set()
+    assert gone_on(lines, BAR.format(1, 4), pid) == everybody
+    assert gone_on(lines, BAR.format(0, 1), pid) == set()
+    assert gone_on(lines, BAR.format(1, 1), pid) == everybody
+
+
+def test_a_bar_that_is_drawn_once_after_an_error_shows_nothing():
+    lines = LoadLines(Drops())
+    gone_on(lines, BAR.format(1, 4), 1)
+    lines.note_trouble()
+    assert gone_on(lines, BAR.format(2, 4), 1) == set()
+    assert gone_on(lines, BAR.format(3, 4), 1) == {1, None}
+
+
+def test_processes_are_told_from_each_other_where_their_numbers_mean_nothing():
+    lines = LoadLines(Drops())
+    lines.take(LogLine(START, inner_pid=1))
+    assert lines.take(LogLine(START, inner_pid=2)) == (2,)
+
+
+def test_the_processes_that_are_told_from_each_other_are_bounded():
+    lines = LoadLines(Drops())
+    assert all(gone_on(lines, START, pid) for pid in range(MAX_WRITERS))
+    assert not gone_on(lines, START, MAX_WRITERS)
+    assert len(lines._reached) == MAX_WRITERS
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "Waiting for creating a placement group of specs for 10 seconds. specs=[{'GPU': 1.0}]",
+            "Waiting for creating a placement group of specs for 20 seconds. specs=[{'GPU': 1.0}]",
+        ),
+        ("still loading, 1,010.5 s elapsed", "still loading, 20 s elapsed"),
+    ],
+)
+def test_a_line_that_counts_is_new_once(one, other):
+    assert read(one, other).new_lines == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("graph 12/51 after 3 s", "graph 13/51 after 4 s"),
+        ("fetched 37%", "fetched 38%"),
+        ("fetched 37.1%", "fetched 37.2%"),
+    ],
+)
+def test_a_line_that_counts_to_an_end_is_new_each_time(one, other):
+    assert read(one, other).new_lines == 2

@@ -16,7 +16,7 @@ from vllm_agent.host.log_evidence import (
     LogSource,
 )
 from vllm_agent.host.log_excerpt import MAX_LINES
-from vllm_agent.host.log_findings import Caused
+from vllm_agent.host.log_findings import Caused, WentOn
 from vllm_agent.host.vllm_markers import LATE_STOP_SECONDS, Marked, MarkKind
 from vllm_agent.lifecycle.reasons import Reason
 
@@ -40,7 +40,9 @@ def caused(cause: Cause = SPECIFIC, **facts) -> Caused:
 
 
 def evidence(
-    *findings: tuple[Marked | Caused, float], source: LogSource = FILES, pids: Sequence[int] = ()
+    *findings: tuple[Marked | Caused | WentOn, float],
+    source: LogSource = FILES,
+    pids: Sequence[int] = (),
 ) -> LogEvidence:
     found = LogEvidence(Drops())
     found.know(pids)
@@ -49,7 +51,7 @@ def evidence(
     return found
 
 
-def cause(*findings: tuple[Marked | Caused, float], **facts) -> str | None:
+def cause(*findings: tuple[Marked | Caused | WentOn, float], **facts) -> str | None:
     told = evidence(*findings, **facts).cause()
     return None if told is None else told.name
 
@@ -209,3 +211,45 @@ def test_what_is_kept_is_bounded():
             found.note(mark(DEATH, pid=pid), FILES, 1.0)
     assert len(found._entries) == MAX_ENTRIES
     assert set(drops) == {"log_marks"}
+
+
+# What the load survived.
+
+
+def went_on(*writers: int | None, **facts) -> WentOn:
+    return WentOn(writers, **facts)
+
+
+@pytest.mark.parametrize(
+    ("cause_facts", "went_on_facts", "stands"),
+    [
+        ({"writer": 5}, {"writers": (5,)}, False),
+        ({"writer": 5}, {"writers": (6, None)}, True),
+        ({}, {"writers": (6, None)}, False),
+        ({"writer": 5, "log": 1}, {"writers": (5,)}, True),
+        ({}, {"writers": (None,), "pid": 9}, True),
+    ],
+)
+def test_a_cause_after_which_its_process_went_on_is_none(cause_facts, went_on_facts, stands):
+    found = evidence((caused(**cause_facts), 2.0), (WentOn(**went_on_facts), 1.0), pids=[5, 6])
+    assert (found.cause() is not None) is stands
+
+
+def test_a_cause_that_comes_again_after_it_went_on_stands():
+    assert cause((caused(), 1.0), (went_on(None), 1.0), (caused(), 1.0)) == "specific"
+    assert cause((caused(), 1.0), (went_on(None), 1.0), (caused(GENERAL), 1.0)) == "general"
+
+
+def test_the_same_cause_of_two_processes_is_two():
+    found = evidence((caused(writer=1), 1.0), (caused(writer=2), 1.0), (went_on(1), 1.0))
+    assert found.cause() is not None
+
+
+def test_marks_and_the_other_log_are_not_taken_away():
+    found = evidence((mark(DEATH), 1.0))
+    found.note(caused(), JOURNAL, 1.0)
+    found.note(went_on(None), FILES, 1.0)
+    assert found.deciding() is not None
+    assert found.cause() is not None
+    found.note(went_on(None, pid=99), JOURNAL, 1.0)
+    assert found.cause() is None

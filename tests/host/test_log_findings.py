@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.host.log_scene import FATAL, LOST, NO_MEMORY, NO_PORT, Drops, Reader, keep, line
+from tests.host.log_scene import (
+    FATAL,
+    LOST,
+    NO_MEMORY,
+    NO_PORT,
+    STOPPED,
+    Drops,
+    Reader,
+    keep,
+    line,
+)
 from vllm_agent.host.log_findings import (
     CANDIDATES,
     MAX_ERROR_LINES,
@@ -17,6 +27,7 @@ from vllm_agent.host.log_findings import (
     MAX_LOAD_LINES,
     Caused,
     LogFindings,
+    WentOn,
 )
 from vllm_agent.host.log_line import LogLine, lines_of, read_line
 from vllm_agent.host.vllm_markers import Marked
@@ -78,7 +89,9 @@ def test_of_a_flood_only_what_matters_is_looked_at():
 def test_findings_come_once_and_in_order():
     findings = feed(line(LOST) + f"{NO_MEMORY}\n".encode() + line(FATAL))
     names = [
-        one.name if isinstance(one, Marked) else one.cause.name for one in findings.told().findings
+        one.cause.name if isinstance(one, Caused) else one.name
+        for one in findings.told().findings
+        if not isinstance(one, WentOn)
     ]
     assert names == ["API server lost its engine", "the GPU is out of memory", "engine failed"]
     assert findings.told().findings == ()
@@ -145,6 +158,8 @@ def test_moments_are_those_that_are_known_best():
     findings.take(stamped, written_seconds=7.0, at_seconds=1.0)
     findings.take(LogLine(LOST, written_seconds=5.0))
     cause, mark = findings.told().findings
+    assert isinstance(cause, Caused)
+    assert isinstance(mark, Marked)
     assert (cause.written_seconds, cause.at_seconds) == (7.0, 1.0)
     assert (mark.written_seconds, mark.at_seconds) == (5.0, None)
 
@@ -171,3 +186,85 @@ def test_a_reader_of_tests_reads_as_the_real_one():
 def test_any_bytes_are_read_without_an_error(parts):
     for is_loading in (True, False):
         feed(b"".join(parts), is_loading=is_loading).told()
+
+
+# What did not end it.
+
+START = "Starting to load model x..."
+LOADED = "Model loading took 1.0 GiB memory and 2.0 seconds"
+FULL = "OSError: [Errno 28] No space left on device"
+BAR = "Loading safetensors checkpoint shards:  50% Completed | {}/4 [00:01<00:01,  2it/s]\r"
+
+
+def survived(*content: bytes) -> list[str]:
+    """The findings by name; where a load went on, who did."""
+    names = []
+    for one in feed(b"".join(content), is_loading=True).told().findings:
+        if isinstance(one, WentOn):
+            names.append(f"went on: {one.writers}")
+        else:
+            names.append(one.name if isinstance(one, Marked) else one.cause.name)
+    return names
+
+
+FULL_NAME = "no space left on device"
+
+
+def test_where_the_load_went_on_is_told_once_and_only_after_a_cause():
+    found = survived(
+        line(START, pid=7, level="INFO"), line(FULL, pid=7), line(LOADED, pid=7), line(FULL, pid=7)
+    )
+    assert found == [FULL_NAME, "went on: (7,)", FULL_NAME]
+
+
+def test_another_process_that_goes_on_says_nothing_of_this_one():
+    found = survived(line(START, pid=7), line(FULL, pid=7), line(LOADED, pid=8))
+    assert found == [FULL_NAME]
+
+
+def test_a_bar_that_moves_takes_away_bare_causes_only():
+    bars = [BAR.format(number).encode() for number in range(5)]
+    bare = f"{FULL}\n".encode()
+    assert survived(bars[0], bare, *bars[1:]) == [FULL_NAME, "went on: (None,)"]
+    assert survived(bars[0], bare, bars[1]) == [FULL_NAME]
+    assert survived(bars[0], line(FULL, pid=7), *bars[1:]) == [FULL_NAME]
+
+
+def test_logs_of_a_launch_are_told_apart():
+    findings = LogFindings(keep, Drops())
+    findings.begin_look(is_loading=True)
+    findings.take(LogLine(FULL, 7), source=0)
+    findings.take(LogLine(START, 7), source=1)
+    assert [type(one) for one in findings.told().findings] == [Caused]
+
+
+def test_an_error_that_ends_a_thread_is_no_cause():
+    thread = "Exception in thread Thread-4 (_report_usage_worker):"
+    trace = ["Traceback (most recent call last):", '  File "x.py", line 1, in f']
+    lost = "requests.exceptions.ConnectionError: x"
+    content = "\n".join([thread, *trace, lost, *trace, "KeyError: 'x'", ""]).encode()
+    for is_loading in (True, False):
+        assert feed(content, is_loading=is_loading).told().findings == ()
+    own = "\n".join([thread, *trace, lost, *trace, lost, ""]).encode()
+    for is_loading in (True, False):
+        assert len(feed(own, is_loading=is_loading).told().findings) == 1
+
+
+def test_the_end_of_a_thread_is_noticed_without_its_traceback():
+    findings = feed(b"Exception in thread Thread-4:\n")
+    assert findings.wants_all
+    findings.restart()
+    assert not findings.wants_all
+
+
+def test_of_a_shared_log_only_lines_that_name_a_process_tell_anything():
+    findings = LogFindings(keep, Drops())
+    findings.begin_look(is_loading=True, is_shared=True)
+    for message in (LOST, NO_PORT, START, STOPPED):
+        findings.take(LogLine(message, level="ERROR"))
+        findings.take(LogLine(message, level="ERROR", inner_pid=1))
+    told = findings.told()
+    assert (told.findings, told.excerpt, told.progress.new_lines) == ((), (), 0)
+    findings.take(LogLine(NO_PORT, 7, level="ERROR"))
+    told = findings.told()
+    assert len(told.findings) == len(told.excerpt) == told.progress.new_lines == 1

@@ -49,6 +49,9 @@ words = st.text(printable, min_size=MIN_SECRET_CHARACTERS, max_size=60)
         ["--otlp-traces-endpoint", f"https://user:{CANARY}@host/path"],
         [f"--otlp-traces-endpoint=https://{CANARY}@host/path"],
         ["env", f"HF_TOKEN={CANARY}", "vllm", "serve"],
+        ["--otlp-traces-endpoint", f"https://host/path?x=1&access_token={CANARY}&y=2"],
+        ["--db-pwd", CANARY],
+        ["--github-pat", CANARY],
     ],
 )
 def test_a_secret_of_the_command_line_is_known(arguments):
@@ -66,6 +69,7 @@ def test_a_secret_of_the_command_line_is_known(arguments):
     [
         "HF_TOKEN", "VLLM_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "MYSQL_PASSWD",
         "GOOGLE_CREDENTIALS", "PROXY_AUTH", "hf_token", "OPENAI_APIKEY", "KEY_PASSPHRASE",
+        "PAT", "MY_PAT", "GH_PAT_2", "MYSQL_PWD", "DBPWD",
     ],
 )  # fmt: skip
 def test_a_secret_of_the_environment_is_known(variable):
@@ -88,6 +92,10 @@ def test_the_password_of_a_url_in_any_variable_is_known():
         b"HF_TOKEN_PATH=/root/.cache/huggingface/token\0",
         b"SSH_AUTH_SOCK=/tmp/ssh-XXXX/agent.1\0",
         b"API_KEY_FILE=/run/secrets/api-key\0",
+        b"PWD=/srv/models\0",
+        b"OLDPWD=/srv/models\0",
+        b"PATH=/usr/local/bin\0",
+        b"PATTERN=*.safetensors\0",
     ],
 )
 def test_a_path_is_no_secret(environ):
@@ -147,6 +155,57 @@ def test_what_follows_a_token_is_no_secret():
         ("redis://user:pass@host:6379/0", f"redis://{REDACTED}@host:6379/0"),
         ("https://user:p@ss@host/path", f"https://{REDACTED}@host/path"),
         ("https://token@host/path", f"https://{REDACTED}@host/path"),
+        ("https://user:p/ss+w@host/path", f"https://{REDACTED}@host/path"),
+        (f"s3://AKIAIOSFODNN7EXAMPLE:{'a/B+' * 10}@bucket/model", f"s3://{REDACTED}@bucket/model"),
+        ("got ghp_" + "aB3" * 12, f"got {REDACTED}"),
+        ("got gho_" + "aB3" * 12, f"got {REDACTED}"),
+        ("got github_pat_11ABCDEFG0_" + "aB3" * 19, f"got {REDACTED}"),
+        ("got glpat-" + "aB3-_" * 4, f"got {REDACTED}"),
+        ("got nvapi-" + "aB3-_" * 12, f"got {REDACTED}"),
+        ("got AIza" + "aB3-_" * 7, f"got {REDACTED}"),
+        ("got xoxb-123456789012-abcdef", f"got {REDACTED}"),
+        ("got xoxp-123456789012-abcdef", f"got {REDACTED}"),
+        (
+            "https://s3/k?X-Amz-Date=1&X-Amz-Credential=AKIA%2Fx&X-Amz-Expires=9",
+            f"https://s3/k?X-Amz-Date=1&X-Amz-Credential={REDACTED}&X-Amz-Expires=9",
+        ),
+        ("X-Amz-Security-Token=abc%2Bdef&a=1", f"X-Amz-Security-Token={REDACTED}&a=1"),
+        ("?X-Amz-Signature=0123456789abcdef", f"?X-Amz-Signature={REDACTED}"),
+        (
+            "https://hf.co/x?Expires=17&Policy=eyJT_ab~",
+            f"https://hf.co/x?Expires=17&Policy={REDACTED}",
+        ),
+        ("x&Signature=ab~cd-ef__ HTTP/1.1", f"x&Signature={REDACTED} HTTP/1.1"),
+        ("x&Key-Pair-Id=K2L8F4GPSG1IFC'", f"x&Key-Pair-Id={REDACTED}'"),
+        (
+            "https://a.blob.core/c?sv=2022&sig=ab%2Bcd%3D&se=1",
+            f"https://a.blob.core/c?sv=2022&sig={REDACTED}&se=1",
+        ),
+        (
+            "https://host/v1?token=X&x=1 (?sig=a)",
+            f"https://host/v1?token={REDACTED}&x=1 (?sig={REDACTED})",
+        ),
+        (
+            "https://host/v1?x=1\\u0026auth=ab&amp;my_key=c",
+            f"https://host/v1?x=1\\u0026auth={REDACTED}&amp;my_key={REDACTED}",
+        ),
+        ("https://host/v1?key=abcdef&x=1", f"https://host/v1?key={REDACTED}&x=1"),
+        (
+            "Authorization: AWS4-HMAC-SHA256 Credential=AK/20260101, Signature=0123456789abcdef",
+            f"Authorization: {REDACTED} Credential={REDACTED}, Signature={REDACTED}",
+        ),
+        ("Cookie: session=abc; theme=dark", f"Cookie: {REDACTED}"),
+        ("< set-cookie: id=abc; Path=/; HttpOnly", f"< set-cookie: {REDACTED}"),
+        ("{'cookie': 'a=b; c=d', 'x': 1}", f"{{'cookie': '{REDACTED}', 'x': 1}}"),
+        ("[(b'cookie', b'a=b; c=d'), 1]", f"[(b'cookie', b'{REDACTED}'), 1]"),
+        ("Server=db;Uid=me;pwd=hunter2;x", f"Server=db;Uid=me;pwd={REDACTED};x"),
+        ("MYSQL_PWD=hunter2", f"MYSQL_PWD={REDACTED}"),
+        ("vllm serve m --api-key hunter2 --port 1", f"vllm serve m --api-key {REDACTED} --port 1"),
+        ("x --hf-token  'abc def' y", f"x --hf-token  '{REDACTED}' y"),
+        ("['--api-key', 'hunter2', '--x']", f"['--api-key', '{REDACTED}', '--x']"),
+        ("--some_client.secret hunter2", f"--some_client.secret {REDACTED}"),
+        ("--redis-password hunter2", f"--redis-password {REDACTED}"),
+        ("--wandb-api-key 0123", f"--wandb-api-key {REDACTED}"),
     ],
 )
 def test_what_looks_like_a_secret_is_taken_out(line, expected):
@@ -164,6 +223,14 @@ def test_what_looks_like_a_secret_is_taken_out(line, expected):
         "bearer authentication is required",
         "pass `token=<your_token>`",
         "https://huggingface.co/org/model@main and user@host",
+        "https://host:8000/org/model@main http://[::1]:8000/x@y http://a:8000,http://b/c@d",
+        "PWD=/srv/models OLDPWD=/srv pwd: ~/x",
+        "scheduling_policy='fcfs' policy=priority sig=3 Signature=(x, y) signature=inspect",
+        "pass --api-key and --hf-token from a file; [--api-key API_KEY [API_KEY ...]]",
+        "--ssl-keyfile /etc/key.pem --tokenizer org/name --api-key --port 8000",
+        "https://host/v1?keys=3&max_tokens=16&monkey=1&x=token",
+        "cookies are on; nvapi-x glpat-x AIza xoxb-1 ghp_x",
+        "/models/hf_checkpointsconverted/x",
         "num_key_value_heads=8, cache key: block 7",
         "tokenizer='org/model', tokenizer_mode=auto, skip_special_tokens=True",
         "",
@@ -256,6 +323,35 @@ def test_a_long_line_is_cut_and_no_secret_survives_in_part():
     assert redacted == "x" * (MAX_LINE_CHARACTERS - 4) + REDACTED[:4]
 
 
+@pytest.mark.parametrize("key", ["k", "EMPTY", CANARY])
+def test_a_value_that_is_a_secret_is_not_shown_however_short_it_is(key):
+    secrets = Secrets.of(["--api-key", key, "--port", "8000"])
+    assert secrets.redact_value(key) == REDACTED
+    for value in ("", "8000", "org/model", f"x{key[:-1]}"):
+        assert secrets.redact_value(value) == value
+    assert secrets.redact_value(f"https://u:p@{CANARY}x") == (
+        secrets.redact(f"https://u:p@{CANARY}x")
+    )
+
+
+def test_ordinary_lines_take_little_time():
+    lines = [
+        f"(EngineCore pid=12) INFO 07-30 12:00:{n:02} [loggers.py:259] Engine 000: Avg prompt "
+        "throughput: 12.3 tokens/s, Running: 3 reqs, GPU KV cache usage: 12.3%"
+        for n in range(40)
+    ]
+    secrets = Secrets.of(["--api-key", *(f"secret-{n:02}-{'x' * n}" for n in range(20))])
+
+    def once() -> float:
+        begun = time.process_time()
+        for line in lines:
+            secrets.redact(line)
+        return time.process_time() - begun
+
+    # Measured at 0.9 ms; tests also run on slow and busy machines.
+    assert min(once() for _ in range(5)) < 0.003
+
+
 def test_of_too_many_secrets_the_first_are_known_and_the_others_counted():
     arguments = [f"secret-number-{n:08}" for n in range(MAX_SECRETS + 7)]
     secrets = Secrets.of(["--api-key", *arguments])
@@ -282,7 +378,10 @@ def test_no_secret_is_kept():
     "piece",
     ["a", "secret-n", "api_key='", "eyJ-", "-eyJ", "\\neyJ", "key: [", "token=", "://", "://a@",
      "Bearer ", "Bearer a", "hf_", "sk-", "password  ", "-----BEGIN PRIVATE KEY-----", "A_TOKEN=x",
-     "api_key=\"\\'"],
+     "api_key=\"\\'", "://a:", "://a:b/", "AKIAIOSFODNN7EXAMPLE:", "ghp_", "github_pat_", "glpat-",
+     "nvapi-", "AIza", "xoxb-", "?sig=", "&Policy=", "Signature=", "X-Amz-Signature=", "cookie: '",
+     "cookie", "cookie'  ", "--", "--a-key", "--api-key ", "--key '", "--key\\'", "--a.", "pwd",
+     "pwd=  ", "hf_a", "u0026", "?a.", "?key="],
 )  # fmt: skip
 def test_the_time_for_a_line_grows_as_its_length(piece):
     alike = (f"secret-number-{n:08}" for n in range(20))

@@ -552,3 +552,64 @@ def _seconds(arguments: list[str], times: int = 2000) -> float:
     for _ in range(times):
         is_main(arguments)
     return (time.perf_counter() - start) / times
+
+
+AWS_SECRET = "wJalr/UtnFEMI+K7MDENGbPxRfiCYEXAMPLEKEY0"
+SECRETS = ("AKIAIOSFODNN7EXAMPLE", AWS_SECRET, "hunter2", "topsecret", "canary-7f3a9c", "EMPTY")
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "shown"),
+    [
+        (f"s3://AKIAIOSFODNN7EXAMPLE:{AWS_SECRET}@bucket/model", "model",
+         "s3://[redacted]@bucket/model"),
+        ("--model=s3://u:hunter2@bucket/model", "model", "s3://[redacted]@bucket/model"),
+        ("M --served-model-name https://u:hunter2@h/m?token=X&x=1 name", "served_names",
+         ("https://[redacted]@h/m?token=[redacted]&x=1", "name")),
+        ("M --root-path http://u:hunter2@x/", "root_path", "http://[redacted]@x/"),
+        ("M --download-dir s3://u:hunter2@x/", "download_dir", "s3://[redacted]@x/"),
+        ("M --revision https://h?sig=topsecret", "revision", "https://h?sig=[redacted]"),
+        ("M --config https://u:hunter2@h/x", "config_file", "https://[redacted]@h/x"),
+        ("M --load-format https://u:hunter2@h/x", "load_format", "https://[redacted]@h/x"),
+        ("M --api-key canary-7f3a9c --served-model-name canary-7f3a9c", "served_names",
+         ("[redacted]",)),
+        ("M --api-key EMPTY --served-model-name EMPTY", "served_names", ("[redacted]",)),
+        ("/models/canary-7f3a9c/x --hf-token=canary-7f3a9c", "model", "/models/[redacted]/x"),
+    ],
+)  # fmt: skip
+def test_no_secret_of_the_line_is_in_what_is_kept(line, field, shown):
+    parsed = parse_command(["vllm", "serve", *line.split()], lambda _: {})
+    assert getattr(parsed, field) == shown
+    assert not any(secret in repr(parsed) for secret in SECRETS)
+
+
+def test_a_secret_of_the_config_file_is_known_too():
+    config = {"served-model-name": "canary-7f3a9c", "api-key": ["canary-7f3a9c"]}
+    assert command("M --config x.yaml", config).served_names == ("[redacted]",)
+
+
+name_parts = st.text(
+    st.sampled_from("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+~ä"),
+    max_size=40,
+)
+hashes = st.text(st.sampled_from("0123456789abcdef"), min_size=32, max_size=64)
+ordinary_names = st.one_of(
+    st.sampled_from(
+        [LLAMA, "/models/x", "org/name:Q4_K_M", "qwen2.5-coder", "Qwen/Qwen3-0.6B", "~/models/x",
+         "s3://bucket/model", "gs://bucket/a/b", "https://host:8000/m?x=1", "org/model@main",
+         "/models/hf_checkpoints", "keyword-tokenizer", "sk-learn", "gpt-4o", "my model"]
+    ),
+    st.builds("/{}/{}/{}".format, name_parts, hashes, name_parts),
+    st.builds("o{}/{}:Q4_K_M".format, name_parts, name_parts),
+)  # fmt: skip
+
+
+@given(ordinary_names)
+def test_ordinary_names_stay_as_they_are(name):
+    parsed = parse_command(
+        ["vllm", "serve", name, "--api-key=canary-7f3a9c", f"--served-model-name={name}",
+         f"--root-path={name}", f"--download-dir={name}", f"--revision={name}"],
+        lambda _: {},
+    )  # fmt: skip
+    assert parsed.model == parsed.root_path == parsed.download_dir == parsed.revision == name
+    assert parsed.served_names == (name,)

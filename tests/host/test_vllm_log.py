@@ -34,11 +34,13 @@ from vllm_agent.host.log_file import (
     MAX_TAIL_BYTES,
     NotAFileError,
 )
+from vllm_agent.host.log_findings import Caused
 from vllm_agent.host.proc import Proc
 from vllm_agent.host.vllm_log import (
     Logs,
     LogTail,
     Source,
+    _is_written,
     configured_logs,
     find_logs,
 )
@@ -212,6 +214,15 @@ def test_a_line_of_a_process_that_is_not_known_yet_keeps_its_pid(log):
 
 
 # Files that do not only grow.
+
+
+def test_processes_are_told_from_each_other_where_their_pids_mean_nothing_here(log):
+    with tail_of(log, has_host_pids=False) as tail:
+        append(log, line(NO_MEMORY, pid=1) + line(NO_MEMORY, pid=2))
+        reader = Reader()
+        reader.read(tail)
+    found = [(one.pid, one.writer) for one in reader.found if isinstance(one, Caused)]
+    assert found == [(None, 1), (None, 2)]
 
 
 def test_a_truncated_file_is_read_from_its_beginning(log):
@@ -658,6 +669,84 @@ def test_two_files_are_both_followed(tmp_path):
         logs.close()
 
 
+OPENER = """
+import os, sys
+file = os.open(sys.argv[1], eval(sys.argv[2]))
+os.dup2(file, 1)
+os.dup2(file, 2)
+os.set_blocking(0, True)
+os.write(int(sys.argv[3]), b"x")
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_output"),
+    [
+        ("os.O_PATH", False),
+        ("os.O_RDONLY", False),
+        ("os.O_WRONLY | os.O_APPEND", True),
+        ("os.O_RDWR", True),
+    ],
+)
+def test_what_a_process_cannot_write_to_is_not_its_output(log, monkeypatch, flags, is_output):
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", OPENER, str(log), flags, str(writing)],
+        stdin=subprocess.PIPE,
+        pass_fds=[writing],
+    ) as process:
+        os.close(writing)
+        assert os.read(reading, 1)
+        os.close(reading)
+        opened = watch_opens(monkeypatch)
+        drops = Drops()
+        logs = find(process.pid, drops)
+        process.communicate()
+    assert [logs.sight.is_visible, len(logs.tails)] == [is_output, is_output]
+    assert any("/fd/" in path for path in opened) is is_output
+    assert drops == []
+    logs.close()
+
+
+@pytest.mark.parametrize(
+    ("info", "is_written"),
+    [
+        (b"pos:\t0\nflags:\t0100001\nmnt_id:\t27\n", True),
+        (b"pos:\t0\nflags:\t010000001\nmnt_id:\t27\n", False),
+        (b"pos:\t0\nmnt_id:\t27\n", False),
+        (b"", False),
+    ],
+)
+def test_whether_a_file_is_written_is_told_by_its_flags(info, is_written):
+    assert _is_written(info) is is_written
+
+
+def test_another_file_in_the_place_of_the_output_is_not_read(log, monkeypatch):
+    """It may be put there between the look at it and the moment that it is opened."""
+    secret = log.with_name("secret")
+    secret.write_bytes(line(LOST))
+    real = os.open
+
+    def swapped(path: str, *facts: int) -> int:
+        return real(str(secret) if "/fd/" in path else path, *facts)
+
+    drops = Drops()
+    with log.open("ab") as file, Sleeper(file) as process:
+        monkeypatch.setattr("vllm_agent.host.log_file.os.open", swapped)
+        logs = find(process.pid, drops)
+    assert logs.tails == ()
+    assert drops == ["log_open"]
+
+
+def test_an_output_of_which_nothing_is_told_is_not_opened(log, monkeypatch):
+    monkeypatch.setattr("vllm_agent.host.vllm_log.read_small", lambda _: None)
+    with log.open("ab") as file, Sleeper(file) as process:
+        logs = find(process.pid)
+    assert logs.tails == ()
+    assert "may not look" in logs.sight.why_not
+
+
 def test_a_log_that_was_removed_is_followed_still(log):
     with log.open("ab", buffering=0) as file, Sleeper(file) as process:
         log.unlink()
@@ -746,8 +835,12 @@ def test_a_log_that_cannot_be_opened_is_counted(log, monkeypatch):
     drops = Drops()
     with log.open("ab") as file, Sleeper(file) as process:
 
-        def refuse(*_: object) -> int:
-            raise PermissionError
+        def refuse(path: str, *facts: int) -> int:
+            if "/fd/" in path:
+                raise PermissionError
+            return real(path, *facts)
+
+        real = os.open
 
         with monkeypatch.context() as broken:
             broken.setattr("vllm_agent.host.vllm_log.os.open", refuse)

@@ -176,3 +176,10 @@ def test_any_printable_name_survives_its_escaping(name, piece_bytes):
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     page = f'vllm:a{{model_name="{escaped}"}} 1\nvllm:b{{model_name="{escaped}"}} 1\n'
     assert read(page.encode(), piece_bytes).model_names == (name,)
+
+
+def test_model_name_is_kept_without_secrets():
+    page = b'vllm:num_requests_running{model_name="https://u:hunter2@h/m?token=topsecret"} 0.0\n'
+    scanner = MetricsScanner()
+    scanner.feed(page)
+    assert scanner.facts().model_names == ("https://[redacted]@h/m?token=[redacted]",)

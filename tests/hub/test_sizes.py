@@ -9,6 +9,7 @@ import pytest
 
 from tests.hub.model import REPO, SHARD_BYTES, sharded, single
 from tests.hub.standin import GATED, NOT_FOUND, TOO_MANY, UNAUTHORIZED, Hub, Refusal
+from vllm_agent import __version__
 from vllm_agent.host.hf_hub import sizes as sizes_module
 from vllm_agent.host.hf_hub.sizes import HubSizes
 
@@ -54,6 +55,18 @@ async def test_nothing_of_an_account_goes_out(hub, tmp_path, monkeypatch):
     ((_, path, headers),) = hub.requests
     assert "authorization" not in headers
     assert CANARY not in path + str(headers)
+
+
+async def test_nothing_that_tells_one_host_from_another_goes_out(hub, monkeypatch):
+    monkeypatch.setenv("HF_HUB_USER_AGENT_ORIGIN", "somewhere")
+    assert await HubSizes({"HF_ENDPOINT": hub.url}).ask(REPO) == 3 * SHARD_BYTES
+    ((method, _, headers),) = hub.requests
+    sent = {name.lower(): value for name, value in headers.items()}
+    assert method == "GET"
+    assert sent.pop("user-agent") == f"vllm-agent/{__version__}"
+    assert sent.pop("host") == hub.url.removeprefix("http://")
+    # What every client of HTTP says of itself.
+    assert sent.keys() <= {"accept", "accept-encoding", "connection"}
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,14 @@ EVERYTHING = Facts(
     port="8000",
     holder="python3 (PID 7)",
     logged="llama",
+    xid="79",
     stage=Stage.COMPILE,
     quiet="310 s",
     limit="300 s",
     limit_key="servers[].start.load_timeout",
 )
 FOLDER = Facts(folder="/models/llama")
+UNSEEN = Facts(stage=Stage.COMPILE, limit="300 s", limit_key="servers[].start.load_timeout")
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -45,11 +47,12 @@ def test_without_facts_advice_is_general(reason):
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_specific_advice_can_be_given(reason):
-    known = (EVERYTHING, FOLDER, Facts(port="8000"))
+    known = (EVERYTHING, FOLDER, Facts(port="8000"), Facts(holder="python3 (PID 7)"), UNSEEN)
     given_ = {advice_on(reason, facts) for facts in known}
     for template in REASON_TEXT[reason].specific:
-        start = template.partition("{")[0]
-        assert any(text.startswith(start) for text in given_), template
+        # What follows the last fact, for some begin with one.
+        end = template.rpartition("}")[2]
+        assert any(text.endswith(end) for text in given_), template
 
 
 @pytest.mark.parametrize(
@@ -100,8 +103,21 @@ def test_every_specific_advice_can_be_given(reason):
             "Find who holds port 8000 with `ss -ltnp`, end it, or choose another --port.",
         ),
         (
-            Reason.GPU_MEMORY_TAKEN,
+            Reason.PORT_IN_USE,
+            Facts(holder="python3 (PID 7)"),
+            "Its port is held by python3 (PID 7): end that, or choose another --port.",
+        ),
+        (
+            Reason.GPU_FAULT,
             EVERYTHING,
+            (
+                "Look up XID 79 in NVIDIA's catalogue (https://docs.nvidia.com/deploy/xid-errors); "
+                "drain the host if it comes back."
+            ),
+        ),
+        (
+            Reason.GPU_MEMORY_TAKEN,
+            Facts(holder="python3 (PID 7)"),
             "GPU memory is held by python3 (PID 7): end that, or lower --gpu-memory-utilization.",
         ),
         (
@@ -116,6 +132,15 @@ def test_every_specific_advice_can_be_given(reason):
                 "No progress in stage compile for 310 s: look at the compiler's processes, and the "
                 "disk of VLLM_CACHE_ROOT. If it is only slow, raise servers[].start.load_timeout, "
                 "which is 300 s."
+            ),
+        ),
+        (
+            Reason.LOAD_STALLED,
+            UNSEEN,
+            (
+                "No progress in stage compile: look at the compiler's processes, and the disk of "
+                "VLLM_CACHE_ROOT. If it is only slow, raise servers[].start.load_timeout, which is "
+                "300 s."
             ),
         ),
         (
@@ -150,3 +175,15 @@ def test_a_fact_is_cut_at_its_bound_and_braces_in_it_stay_text():
     whole = advice_on(Reason.PORT_IN_USE, Facts(port="1", holder="x" * MAX_FACT_CHARACTERS))
     assert f"{'x' * MAX_FACT_CHARACTERS}:" in whole
     assert "{port}" in advice_on(Reason.PORT_IN_USE, Facts(port="1", holder="{port}"))
+
+
+def test_advice_on_a_fault_that_only_the_log_told_of_presumes_no_xid():
+    advice = advice_on(Reason.GPU_FAULT, Facts(logged="llama"))
+    assert "If 'vllm-agent history' names an XID" in advice
+    assert "log" in advice
+
+
+def test_a_log_that_only_points_elsewhere_is_not_said_to_name_the_cause():
+    advice = advice_on(Reason.EXIT_NONZERO, Facts(logged="llama"))
+    assert "'vllm-agent history --log llama'" in advice
+    assert advice.endswith("; if they point to an earlier error, its whole log has that.")

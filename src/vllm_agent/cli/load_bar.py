@@ -22,6 +22,9 @@ STALLED: Final = "stalled"
 MAX_SECONDS_LEFT: Final = 99 * 24 * 3600.0
 """An estimate of more is none: a reading that has hardly begun says nothing of its end."""
 
+MIN_SECONDS_LEFT: Final = 1.0
+"""An estimate of less is none: it would be shown as `~0s` for as long as it is wrong."""
+
 
 def load_of(server: ServerView) -> LoadView | None:
     """The load that is under way; an agent of an older version tells of none."""
@@ -52,9 +55,9 @@ def bar_text(ratio: float, cells: int) -> str:
 def left_text(load: LoadView) -> str:
     """The time left as an estimate, as in `~1m10s`; empty where there is none, or no end to see."""
     seconds = load["seconds_left"]
-    if load["stalled"] or seconds is None or seconds > MAX_SECONDS_LEFT:
+    if load["stalled"] or seconds is None:
         return ""
-    return f"~{age(seconds)}"
+    return f"~{age(seconds)}" if MIN_SECONDS_LEFT <= seconds <= MAX_SECONDS_LEFT else ""
 
 
 def table_cells(server: ServerView) -> tuple[str, str, str]:

@@ -34,6 +34,9 @@ DETAIL_BAR_CELLS: Final = 20
 PAUSE_SECONDS: Final = 15.0
 """A load that has not moved for so long is told to be quiet: most show something every second."""
 
+NOT_SEEN_YET: Final = "no progress seen yet"
+"""Of a load that the agent came to in the middle: when it moved before, nobody knows."""
+
 _SIZE_SOURCES: Final[Mapping[str, str]] = MappingProxyType(
     {Witness.HF_CACHE: "the index in the cache", Witness.HUB: "the Hub"}
 )
@@ -89,10 +92,12 @@ def quiet_text(load: LoadView, now_unix_seconds: float) -> str:
     at = load["last_progress_timestamp_seconds"]
     ago = age_of(at, now_unix_seconds)
     if load["stalled"]:
-        return f"{STALLED} in {load['stage']}, no progress for {ago}, since {local_time(at)}"
+        quiet = NOT_SEEN_YET if at is None else f"no progress for {ago}, since {local_time(at)}"
+        return f"{STALLED} in {load['stage']}, {quiet}"
     if load["stalled"] is None:
-        return f"none seen for {ago}: nothing that the agent may see shows whether it moves"
-    return f"last {ago} ago"
+        since = "yet" if at is None else f"for {ago}"
+        return f"none seen {since}: nothing that the agent may see shows whether it moves"
+    return "none seen yet" if at is None else f"last {ago} ago"
 
 
 def load_rows(server: ServerView, now_unix_seconds: float) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -51,6 +51,13 @@ _MIN_MODEL_WIDTH: Final = 14
 _MIN_SERVER_WIDTH: Final = 12
 """What is left of a name where the reason needs the room."""
 
+_SHORT_SERVER_WIDTH: Final = 8
+"""The same where a load needs the room as well."""
+
+_LOAD_OR_REASON: Final = "LOAD/REASON"
+_LOADS: Final = frozenset({"LOAD", _LOAD_OR_REASON})
+_WRAPPED: Final = frozenset({"REASON", _LOAD_OR_REASON})
+_BARE: Final = ("SERVER", "STATE")
 _NUMBERS: Final = frozenset({"RESTARTS", "CRASHES", "PID"})
 _IN_LOAD: Final = frozenset({"STAGE", "DONE", "LEFT"})
 """What is one column here, and only where a server loads."""
@@ -173,8 +180,8 @@ def _table(servers: Sequence[ServerView], now: float) -> Table:
         table.add_column(
             heading,
             justify="right" if heading in _NUMBERS else "left",
-            no_wrap=heading != "REASON",
-            overflow="fold" if heading == "REASON" else "ellipsis",
+            no_wrap=heading not in _WRAPPED,
+            overflow="fold" if heading in _WRAPPED else "ellipsis",
             width=cells,
         )
     for row, server in zip(rows, servers, strict=True):
@@ -185,38 +192,53 @@ def _table(servers: Sequence[ServerView], now: float) -> Table:
 def _fitting(
     rows: list[_Row], servers: Sequence[ServerView], available: int
 ) -> tuple[list[_Row], dict[str, int]]:
-    """The rows with as much on a load as there is room for, and their columns.
+    """The rows with as much as there is room for, and their columns; no word is ever broken."""
+    for layout in _layouts(rows, servers):
+        widths = fit(_widths(layout.rows), available, layout.min_server)
+        if total_width(widths) <= available and widths[layout.wrapped] >= layout.min_wrapped:
+            return layout.rows, widths
+    bare = [{heading: row[heading] for heading in _BARE} for row in rows]
+    return bare, fit(_widths(bare), available, 1)
 
-    A load is worth more than what a narrow terminal does without, and than how long a state holds.
-    It goes where it would break the words of a reason.
+
+class _Layout(NamedTuple):
+    """Rows to try; a name gets `min_server` columns, the one that wraps `min_wrapped`, or more."""
+
+    rows: list[_Row]
+    min_server: int
+    min_wrapped: int
+    wrapped: str = "REASON"
+
+
+def _layouts(rows: list[_Row], servers: Sequence[ServerView]) -> Iterator[_Layout]:
+    """What to try, the best first.
+
+    A load is worth more than what a narrow terminal does without, than how long a state holds, and
+    than the whole name. Where there is no room beside it for a reason, both share a column: hardly
+    a server has both.
     """
     longest_word = max(len(word) for row in rows for word in row["REASON"].split())
-    for loads, has_since, may_cut in _drawn_loads(servers):
-        told = [
-            _with_load(row, load, has_since=has_since)
-            for row, load in zip(rows, loads, strict=True)
-        ]
-        whole = _widths(told)
-        widths = fit(whole, available)
-        if (
-            total_width(widths) <= available
-            and widths["REASON"] >= longest_word
-            and (may_cut or widths["SERVER"] == whole["SERVER"])
+    if any(load_of(server) for server in servers):
+        with_bar, without_bar, shortest = zip(*map(drawn_forms, servers), strict=True)
+        whole = _widths(rows)["SERVER"]
+        for loads, has_since, min_server in (
+            (with_bar, True, whole),
+            (without_bar, True, whole),
+            (with_bar, False, whole),
+            (without_bar, False, whole),
+            (shortest, False, _MIN_SERVER_WIDTH),
         ):
-            return told, widths
-    return rows, fit(_widths(rows), available)
-
-
-def _drawn_loads(servers: Sequence[ServerView]) -> Iterator[tuple[tuple[str, ...], bool, bool]]:
-    """What to try, the best first: a cell per server, if SINCE stays, if names may be cut."""
-    if not any(load_of(server) for server in servers):
-        return
-    with_bar, without_bar, shortest = zip(*map(drawn_forms, servers), strict=True)
-    yield with_bar, True, False
-    yield without_bar, True, False
-    yield with_bar, False, False
-    yield without_bar, False, False
-    yield shortest, False, True
+            cells = zip(rows, loads, strict=True)
+            told = [_with_load(row, load, has_since=has_since) for row, load in cells]
+            yield _Layout(told, min_server, longest_word)
+        for loads in (without_bar, shortest):
+            cells = zip(rows, loads, strict=True)
+            told = [_with_load_or_reason(row, load) for row, load in cells]
+            longest = max(longest_word, *map(len, loads))
+            yield _Layout(told, _SHORT_SERVER_WIDTH, longest, _LOAD_OR_REASON)
+    yield _Layout(rows, _MIN_SERVER_WIDTH, longest_word)
+    without_since = [{h: text for h, text in row.items() if h != "SINCE"} for row in rows]
+    yield _Layout(without_since, _MIN_SERVER_WIDTH, longest_word)
 
 
 def _with_load(row: _Row, load: str, *, has_since: bool) -> _Row:
@@ -230,6 +252,11 @@ def _with_load(row: _Row, load: str, *, has_since: bool) -> _Row:
     return dict(cells)
 
 
+def _with_load_or_reason(row: _Row, load: str) -> _Row:
+    told = row["REASON"] if load == UNKNOWN else load
+    return {**{heading: row[heading] for heading in _BARE}, _LOAD_OR_REASON: told}
+
+
 def _widths(rows: Sequence[_Row]) -> dict[str, int]:
     return {
         heading: max(len(heading), *(Text(row[heading]).cell_len for row in rows))
@@ -237,27 +264,30 @@ def _widths(rows: Sequence[_Row]) -> dict[str, int]:
     }
 
 
-def fit(widths: dict[str, int], available: int) -> dict[str, int]:
+def fit(
+    widths: dict[str, int], available: int, min_server: int = _MIN_SERVER_WIDTH
+) -> dict[str, int]:
     """The columns that there is room for, and how wide each may be."""
     widths = dict(widths)
     for heading in _DROPPED_FIRST:
         excess = total_width(widths) - available
         if excess <= 0:
             break
-        if heading == "MODEL" and widths[heading] - excess >= _MIN_MODEL_WIDTH:
+        if heading == "MODEL" and widths.get(heading, 0) - excess >= _MIN_MODEL_WIDTH:
             widths[heading] -= excess
             break
         widths.pop(heading, None)
-    return _without_excess(widths, available)
+    return _without_excess(widths, available, min_server)
 
 
-def _without_excess(widths: dict[str, int], available: int) -> dict[str, int]:
+def _without_excess(widths: dict[str, int], available: int, min_server: int) -> dict[str, int]:
     """A name may be cut; a reason never is: it gets more lines where all else does not help."""
     widths = dict(widths)
     excess = max(0, total_width(widths) - available)
-    cut = min(excess, max(0, widths["SERVER"] - _MIN_SERVER_WIDTH))
+    cut = min(excess, max(0, widths["SERVER"] - min_server))
     widths["SERVER"] -= cut
-    widths["REASON"] = max(len("REASON"), widths["REASON"] - (excess - cut))
+    for heading in _WRAPPED & widths.keys():
+        widths[heading] = max(len(heading), widths[heading] - (excess - cut))
     return widths
 
 
@@ -279,4 +309,4 @@ def _styled(heading: str, text: str, state: str) -> Text:
     if heading == "STATE":
         return Text(text, style=state_style(state))
     drawn = Text(text, style=QUIET if text == UNKNOWN else "")
-    return with_bar(drawn) if heading == "LOAD" else drawn
+    return with_bar(drawn) if heading in _LOADS else drawn

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_agent.cli.agent_client import AgentClient, server_path
 from vllm_agent.cli.arguments import add_client_flags, did_you_mean, duration, state_dir
 from vllm_agent.cli.load_bar import load_of
-from vllm_agent.cli.load_lines import load_parts
+from vllm_agent.cli.load_lines import NOT_SEEN_YET, load_parts
 from vllm_agent.cli.outcome import ExitCode, NoAgentError, TimedOutError
 from vllm_agent.cli.patience import DEFAULT_SECONDS, Patience
 from vllm_agent.cli.text import age, age_of, local_time, plain
@@ -55,7 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "A server that fails or crashes is waited for too, since a supervisor may start it again: "
         "its reason goes to standard error. To return at once then, ask for these states as well: "
-        "--for running,failed,crashed, and read which one is printed."
+        "--for running,failed,crashed, and read which one is printed. An agent that goes away "
+        "meanwhile is waited for; without one at the start this ends at once with exit code 3."
     )
 
 
@@ -121,7 +122,9 @@ def _still(
     told = ""
     if load is not None:
         at = load["last_progress_timestamp_seconds"]
-        moved = f"last progress {age_of(at, now_unix_seconds)} ago, at {local_time(at)}"
+        moved = NOT_SEEN_YET
+        if at is not None:
+            moved = f"last progress {age_of(at, now_unix_seconds)} ago, at {local_time(at)}"
         told = f": {', '.join((*load_parts(load), moved))}"
     return (
         f"{name} is still {server['state']}{why}, not {' or '.join(states)}, after {limit}{told}; "

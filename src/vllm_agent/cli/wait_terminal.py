@@ -30,11 +30,12 @@ REDRAW_SECONDS: Final = 1.0
 """Times are shown in seconds."""
 
 MAX_BAR_CELLS: Final = 40
-MIN_BAR_CELLS: Final = 10
-"""A cell is a tenth; with less room the line is cut at its end instead."""
+MIN_BAR_CELLS: Final = 5
+"""A cell is a fifth; with less room the bytes go, and then the bar."""
 
 MAX_NAME_CELLS: Final = 24
-"""What follows a name matters more than its end."""
+MIN_NAME_CELLS: Final = 4
+"""What follows a name matters more than its end; with less room what a load does stands alone."""
 
 
 def can_draw() -> bool:
@@ -100,24 +101,35 @@ class LiveBar:
 
 def frame(look: WaitLook, width: int) -> RenderableType:
     """The server, and how far its load is."""
+    load = load_of(look.server)
+    lines = [_line(_head(look, load, width))]
+    if load is not None and (parts := _bar(load, width)):
+        lines.append(_line(parts))
+    notes = (look.trouble, "" if load is None else trouble_text(load))
+    return Group(*terminal.warnings([note for note in notes if note]), *lines)
+
+
+def _head(look: WaitLook, load: LoadView | None, width: int) -> list[Text]:
+    """The server, its state and what it does, or what is waited for; without what has no room."""
     server = look.server
     name = Text(plain(server["name"]))
     name.truncate(MAX_NAME_CELLS, overflow="ellipsis")
     state = Text(server["state"], terminal.state_style(server["state"]))
-    load = load_of(server)
     since = age_of(server["state_entered_timestamp_seconds"], look.now_unix_seconds)
-    parts = [name, Text.assemble(state, f" for {since}")]
-    if load is None:
-        parts.append(Text(f"waiting for {' or '.join(look.states)}"))
-    else:
-        parts.append(Text(_doing(load)))
+    doing = Text(f"waiting for {' or '.join(look.states)}" if load is None else _doing(load))
+    end = []
     if math.isfinite(look.rest_seconds):
-        parts.append(Text(f"gives up in {age(look.rest_seconds)}", terminal.QUIET))
-    lines = [_line(parts)]
-    if load is not None:
-        lines += _bar(load, width)
-    notes = (look.trouble, "" if load is None else trouble_text(load))
-    return Group(*terminal.warnings([note for note in notes if note]), *lines)
+        end.append(Text(f"gives up in {age(look.rest_seconds)}", terminal.QUIET))
+    fullest = [name, Text.assemble(state, f" for {since}"), doing, *end]
+    # Which stage it is in says that it starts, and the line below that it has stalled.
+    shortest = [name, state, doing] if load is None else [name, doing]
+    for parts in (fullest, [name, state, doing, *end], [name, state, doing], shortest):
+        if _width(parts) <= width:
+            return parts
+    name.truncate(
+        max(MIN_NAME_CELLS, width - _width(shortest[1:]) - terminal.GAP), overflow="ellipsis"
+    )
+    return shortest if _width(shortest) <= width or load is None else [doing]
 
 
 def _doing(load: LoadView) -> str:
@@ -128,18 +140,26 @@ def _doing(load: LoadView) -> str:
 
 
 def _bar(load: LoadView, width: int) -> list[Text]:
+    """A bar, its share, bytes and the time left; where there is no room without bar and bytes."""
     ratio = stage_ratio(load)
-    told = ["" if ratio is None else percent(ratio), stage_amount(load)]
-    parts = [Text(text) for text in told if text]
+    share = [] if ratio is None else [Text(percent(ratio))]
+    amount = [Text(text)] if (text := stage_amount(load)) else []
+    end = []
     if pause := pause_text(load):
-        parts.append(Text(pause, terminal.state_style("failed" if load["stalled"] else "starting")))
+        end.append(Text(pause, terminal.state_style("failed" if load["stalled"] else "starting")))
     if left := left_text(load):
-        parts.append(Text(f"{left} left"))
-    if ratio is not None:
-        room = width - sum(part.cell_len + terminal.GAP for part in parts)
-        cells = max(MIN_BAR_CELLS, min(MAX_BAR_CELLS, room))
-        parts.insert(0, terminal.with_bar(Text(bar_text(ratio, cells))))
-    return [_line(parts)] if parts else []
+        end.append(Text(f"{left} left"))
+    if ratio is None:
+        return end if end and _width([*amount, *end]) > width else [*amount, *end]
+    for parts in ([*share, *amount, *end], [*share, *end]):
+        cells = min(MAX_BAR_CELLS, width - _width(parts) - terminal.GAP)
+        if cells >= MIN_BAR_CELLS:
+            return [terminal.with_bar(Text(bar_text(ratio, cells))), *parts]
+    return [*share, *end]
+
+
+def _width(parts: list[Text]) -> int:
+    return sum(part.cell_len for part in parts) + terminal.GAP * (len(parts) - 1)
 
 
 def _line(parts: list[Text]) -> Text:

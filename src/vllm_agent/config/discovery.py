@@ -78,8 +78,8 @@ class DiscoveryConfig(Section):
         strict=True,
         description=(
             "Ask the Hugging Face Hub how large a model is while it is being downloaded. What "
-            "leaves this host is the name of the model and its revision, and nothing else, no "
-            "token either. Never asked where the agent or the server is offline "
+            "leaves this host is the name of the model, its revision and the version of the "
+            "agent; no token. Never asked where the agent or the server is offline "
             "(`HF_HUB_OFFLINE`)."
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -103,6 +104,7 @@ def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     names: dict[str, int] = {}
     addresses: dict[ServerUrl, int] = {}
     processes: dict[object, int] = {}
+    log_files: dict[str, int] = {}
     for index, server in enumerate(servers if isinstance(servers, list) else ()):
         if not isinstance(server, dict):
             continue
@@ -110,6 +112,12 @@ def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if isinstance(name, str) and names.setdefault(name, index) != index:
             text = f"{quoted(name)} is the name of servers[{names[name]}] too: names must differ"
             yield ("servers", index, "name"), text
+        log_file = server.get("log_file")
+        if isinstance(log_file, str):
+            first = log_files.setdefault(os.path.normpath(log_file), index)
+            if first != index:
+                text = f"servers[{first}] writes to the same file: give each server its own"
+                yield ("servers", index, "log_file"), text
         url = _url(server)
         if url is not None and addresses.setdefault(url, index) != index:
             text = f"servers[{addresses[url]}] has the same address: name each server once"

@@ -67,6 +67,7 @@ MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS = 1.0, 24 * 3_600.0
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
 
+_GLOB_CHARACTERS = frozenset("*?[")
 _MONITORED_ONLY = "goes with mode: monitored only: an external server is watched by its url"
 
 
@@ -283,6 +284,13 @@ class ServerConfig(Section):
     def _loads_on_this_host(cls, value: Any, info: ValidationInfo) -> Any:
         if value is not None and info.data.get("mode") is LifecycleMode.EXTERNAL:
             fail(_MONITORED_ONLY)
+        return value
+
+    @field_validator("log_file")
+    @classmethod
+    def _is_one_file(cls, value: Path | None) -> Path | None:
+        if value is not None and _GLOB_CHARACTERS.intersection(str(value)):
+            fail("must be the path of one file, without *, ? or [: write the one that it writes to")
         return value
 
     @field_validator("model")

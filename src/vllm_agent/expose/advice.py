@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # One that people can copy into a shell.
 _REVISION: Final = re.compile(r"[\w.][\w./-]{0,95}", re.ASCII)
 
+# How a GPU's fault is told in the evidence of an ending.
+_XID: Final = re.compile(r"XID (\d+) on ", re.ASCII)
+
 
 def advice_on_server(server: ServerSnapshot, reason: Reason) -> str:
     """What to do about the failure that a server is in."""
@@ -50,6 +53,8 @@ def _facts(server: ServerSnapshot, ending: Ending | None, *, is_newest: bool) ->
     if ending is not None:
         known["holder"] = ending.holder
         known["logged"] = shlex.quote(server.name) if ending.log else ""
+        xids = (match[1] for fact in ending.evidence if (match := _XID.match(fact)))
+        known["xid"] = next(xids, "")
     if is_newest:
         known |= _of_command(server) | _of_load(server)
     return Facts(**known)
@@ -79,11 +84,12 @@ def _of_load(server: ServerSnapshot) -> dict[str, Any]:
     load, policy = watched_load(server.life), server.policy
     if load is None:
         return {}
+    seen = load.seen_progress
     start, limit = policy.start_timeout_seconds, policy.load_timeout_seconds
     is_early = not load.has_engine and start <= limit
     return {
         "stage": load.stage,
-        "quiet": f"{load.look.at.since(load.last_progress):.0f} s",
+        "quiet": "" if seen is None else f"{load.look.at.since(seen):.0f} s",
         "limit": f"{start if is_early else limit:g} s",
         "limit_key": f"servers[].start.{'start_timeout' if is_early else 'load_timeout'}",
     }

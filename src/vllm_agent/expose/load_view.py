@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_agent.lifecycle.load_progress import LoadProgress
     from vllm_agent.lifecycle.server_life import ServerLife
-    from vllm_agent.observations import LoadLook
+    from vllm_agent.observations import Instant, LoadLook
     from vllm_agent.snapshot import ServerSnapshot
 
 
@@ -77,10 +77,11 @@ class LoadView(TypedDict):
     """How the newest launch loads, or loaded.
 
     `stage` is one of `stages`, or `none` once it serves or has ended. `stalled` is null where no
-    witness could have seen it move. `seconds` are since its process was started. `last_seconds`
-    and those of the stages are null once this load serves itself. `seconds_left` is an estimate
-    from this server's own loads, null where there was none, and when it is over. `trouble` is the
-    name of what its log says went wrong, null where it says nothing.
+    witness could have seen it move. `last_progress_timestamp_seconds` is null where the agent came
+    to it late and has not seen it move yet. `seconds` are since its process was started.
+    `last_seconds` and those of the stages are null once this load serves itself. `seconds_left` is
+    an estimate from this server's own loads, null where they tell none, and when it is over.
+    `trouble` is the name of what its log says went wrong, null where it says nothing.
     """
 
     stage: str
@@ -127,7 +128,7 @@ def load_view(server: ServerSnapshot) -> LoadView | None:
         as_of_timestamp_seconds=timestamp(at.unix_seconds),
         started_timestamp_seconds=timestamp(load.began.unix_seconds),
         ended_timestamp_seconds=None if load.ended is None else timestamp(load.ended.unix_seconds),
-        last_progress_timestamp_seconds=timestamp(load.last_progress.unix_seconds),
+        last_progress_timestamp_seconds=_moment(load.seen_progress),
         stalled=load.is_stalled,
         stages=[
             StageView(
@@ -181,7 +182,10 @@ def _weights_view(load: LoadProgress) -> WeightsView | None:
 
 
 def _last_progress(load: LoadProgress, witness: Witness) -> float | None:
-    at = load.last_busy if witness is Witness.CPU else load.signs.get(witness)
+    return _moment(load.last_busy if witness is Witness.CPU else load.signs.get(witness))
+
+
+def _moment(at: Instant | None) -> float | None:
     return None if at is None else timestamp(at.unix_seconds)
 
 

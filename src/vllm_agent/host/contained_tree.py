@@ -36,6 +36,10 @@ class MissingFileError(UnreadableFileError):
     """There is no such file, as the process would find as well."""
 
 
+class TooManyNamesError(UnreadableFileError):
+    """A folder holds more than is read."""
+
+
 class ContainedTree:
     """Files below one root. Made by `open_tree`; a file system that hangs blocks every call."""
 
@@ -99,7 +103,8 @@ class ContainedTree:
 
         Raises:
             MissingFileError: there is no such folder.
-            UnreadableFileError: it cannot be read, or holds more than `limit` names.
+            TooManyNamesError: it holds more than `limit` names.
+            UnreadableFileError: it cannot be read.
         """
         with self._place(path) as place:
             descriptor = os.open(f"/proc/self/fd/{place}", _FOLDER_FLAGS)
@@ -109,7 +114,7 @@ class ContainedTree:
                 with os.scandir(descriptor) as entries:
                     for entry in entries:
                         if len(names) == limit:
-                            raise UnreadableFileError(f"it holds more than {limit} names")
+                            raise TooManyNamesError(f"it holds more than {limit} names")
                         names.append(entry.name)
                 return names
             finally:

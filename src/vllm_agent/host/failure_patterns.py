@@ -7,7 +7,8 @@ What is kept of a line is the name of its pattern, for its text may hold a promp
 
 A line that only says that something else failed gives no cause (`Engine core initialization failed.
 See root cause above.`, `EngineCore failed to start.`, `EngineDeadError: …`): exit statuses say as
-much, and a stop brings some of them about too.
+much, and a stop brings some of them about too. One that tells of a SIGKILL does: nothing else need
+be in the log then, and no stop logs it.
 """
 
 from __future__ import annotations

@@ -374,6 +374,12 @@ _COMMAND: Final = (
         _general(Reason.LOAD_STALLED, "an engine gave up waiting for the API server"),
         ("Did not receive response from front-end process within ",), "", "0.11.0",
     ),
+    # No other signal: a Ctrl-C during a load makes vLLM tell that its engine was ended by that one.
+    Pattern(
+        Cause(Reason.ENGINE_DIED, "its engine was killed by SIGKILL", Rank.WRAPPER),
+        ("Engine core initialization failed. See root cause above. Failed core proc(s): {",),
+        "': -9", "0.11.0",
+    ),
 )  # fmt: skip
 
 PATTERNS: Final = (*_MEMORY, *_GPU, *_MODEL, *_HUB, *_COMMAND)

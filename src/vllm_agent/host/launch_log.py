@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from vllm_agent.host.clock import now as clock_now
+from vllm_agent.host.followed_files import FollowedFiles
 from vllm_agent.host.journal import JournalTail, UnitInJournal
 from vllm_agent.host.log_evidence import LogEvidence, LogSource
 from vllm_agent.host.log_file import MAX_READ_BYTES
@@ -57,8 +58,9 @@ class LaunchLog:
     """What the log of one launch says of its load and of its end, as far as it can be read.
 
     `is_new` is whether the launch began just now. `log_file` is the log that the configuration
-    names; without, it is looked for. Whatever text leaves is redacted by what `read_secrets` finds,
-    which is called in a thread before anything is read; without it no text leaves. Counts
+    names; without, it is looked for. In a file that other launches of `followed` read too, lines
+    that name no process tell nothing. Whatever text leaves is redacted by what `read_secrets`
+    finds, which is called in a thread before anything is read; without it no text leaves. Counts
     `log_hung` for a log that was given up.
     """
 
@@ -71,12 +73,16 @@ class LaunchLog:
         is_new: bool,
         read_secrets: Callable[[], Secrets] | None = None,
         log_file: str | None = None,
+        followed: FollowedFiles | None = None,
     ) -> None:
         self._sighting = sighting
         self._proc = proc
         self._count_dropped = count_dropped
         self._is_new = is_new
         self._log_file = log_file
+        self._followed = FollowedFiles() if followed is None else followed
+        self._is_shared = False
+        self._is_gone = False
         self._patience = Patience(HUNG_SECONDS)
         self._evidence = LogEvidence(count_dropped)
         self._pids: Collection[int] = ()
@@ -132,6 +138,13 @@ class LaunchLog:
         if not self._is_closed:
             self._read_later(at_seconds, pids)
 
+    def note_gone(self) -> None:
+        """Its main process has ended: what is started in its place may use the same file."""
+        if not self._is_gone:
+            self._is_shared = self._followed.was_shared(self)
+            self._is_gone = True
+            self._followed.release(self)
+
     async def finish(self, at_seconds: float, pids: Collection[int]) -> None:
         """Reads all that is still to come of a launch that has ended."""
         if self._logs is not None and (
@@ -181,6 +194,7 @@ class LaunchLog:
         if self._logs is not None and not self._is_given_up:
             self._logs.close()
         self._is_closed = True
+        self._followed.release(self)
         self._patience.close()
 
     def _read_later(
@@ -216,8 +230,13 @@ class LaunchLog:
             self._secrets = next(iter(await self._in_thread(self._read_secrets)), Secrets.of(()))
         if found:
             self._logs = found[0]
+            self._note_files()
         else:
             self._give_up()
+
+    def _note_files(self) -> None:
+        if self._logs is not None and not (self._is_gone or self._is_closed):
+            self._followed.hold(self, (tail.identity for tail in self._logs.tails))
 
     async def _read(
         self, before: asyncio.Task[None] | None, at_seconds: float | None, *, is_loading: bool
@@ -230,7 +249,12 @@ class LaunchLog:
         if self._logs is None or self._is_given_up:
             return
         pids = self._pids or ((self._sighting.process.pid,) if self._is_new else ())
-        self._of_files.begin_look(is_loading=is_loading)
+        if not self._is_gone:
+            self._is_shared = self._followed.was_shared(self)
+        # Until it has served, each line may show that it survived what was logged before.
+        self._of_files.begin_look(
+            is_loading=is_loading or not self._evidence.has_served, is_shared=self._is_shared
+        )
         pieces = self._logs.read(
             self._of_files, max_bytes=LOOK_BYTES if is_loading else MAX_READ_BYTES, pids=pids
         )
@@ -243,6 +267,7 @@ class LaunchLog:
         count = 0
         while read := await self._in_thread(read_piece):
             told = read[0]
+            self._note_files()
             if told is None:
                 return
             self._told_by_files = told
@@ -291,7 +316,7 @@ class LaunchLog:
     async def _read_journal(self, *, is_loading: bool) -> None:
         if self._journal is None:
             return
-        self._of_journal.begin_look(is_loading=is_loading)
+        self._of_journal.begin_look(is_loading=is_loading or not self._evidence.has_served)
         why_not = await self._journal.read(self._of_journal)
         self._is_journal_read = self._is_journal_read or not why_not
         # To redact its lines may take longer than the event loop should wait.

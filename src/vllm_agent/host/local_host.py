@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from vllm_agent.host.followed_files import FollowedFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,7 +39,8 @@ class LocalHost:
     """What every launch on this host needs: /proc, its processes now, a clock, a counter.
 
     `gpus` is None where none are looked at, `hub` where it must not be asked. `may_read_environ` is
-    whether a handful of environment variables of servers may be read.
+    whether a handful of environment variables of servers may be read. `log_files` are those that
+    its launches read.
     """
 
     proc: Proc
@@ -47,3 +50,4 @@ class LocalHost:
     gpus: Gpus | None = None
     hub: HubSizes | None = None
     may_read_environ: bool = True
+    log_files: FollowedFiles = field(default_factory=FollowedFiles)

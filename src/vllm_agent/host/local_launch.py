@@ -74,6 +74,7 @@ class LocalLaunch:
             is_new=age_seconds < NEW_PROCESS_SECONDS,
             read_secrets=self._read_secrets,
             log_file=log_file,
+            followed=host.log_files,
         )
         self._unit_sight: Sight | None = None
         self._unit_stop_seconds: float | None = None
@@ -168,6 +169,7 @@ class LocalLaunch:
                 if role is not None and self._settling is None:
                     self._tell(ComponentEnded(self.sighting.process, role))
             case MainGone():
+                self._log.note_gone()
                 self._load.stop()
                 self._tell(EndBegan(self.sighting.process))
                 if self._host.gpus is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.failure_patterns import START_REASONS
 from vllm_agent.host.log_excerpt import MAX_LINES
-from vllm_agent.host.log_findings import Caused
+from vllm_agent.host.log_findings import Caused, WentOn
 from vllm_agent.host.vllm_markers import LATE_STOP_SECONDS, Marked, MarkKind, decisive
 
 if TYPE_CHECKING:
@@ -76,14 +76,22 @@ class LogEvidence:
         if pids:
             self._pids = pids
 
-    def note(self, finding: Marked | Caused, source: LogSource, read_seconds: float) -> None:
+    def note(
+        self, finding: Marked | Caused | WentOn, source: LogSource, read_seconds: float
+    ) -> None:
         """Takes the next finding; it was logged before `read_seconds`."""
+        if isinstance(finding, WentOn):
+            self._note_went_on(finding, source)
+            return
         at_seconds = read_seconds if finding.at_seconds is None else finding.at_seconds
         entry = _Entry(finding, source, at_seconds, at_seconds)
         if not self._stands(entry):
             return
-        what = finding.cause if isinstance(finding, Caused) else (finding.kind, finding.name)
-        key = what, finding.pid, source
+        key: object
+        if isinstance(finding, Caused):
+            key = finding.cause, finding.pid, finding.writer, finding.log, source
+        else:
+            key = finding.kind, finding.name, finding.pid, source
         before = self._entries.get(key)
         if before is not None:
             before.last_seconds = at_seconds
@@ -135,6 +143,15 @@ class LogEvidence:
             lines = [text, *lines[-(MAX_LINES - 1) :]]
         return tuple(lines)
 
+    def _note_went_on(self, went_on: WentOn, source: LogSource) -> None:
+        if source is LogSource.FILES and not self._is_pid_ours(went_on.pid):
+            return
+        self._entries = {
+            key: entry
+            for key, entry in self._entries.items()
+            if entry.source is not source or not _is_survived(entry.finding, went_on)
+        }
+
     def _stands(self, entry: _Entry) -> bool:
         """Whether a finding still counts for a server that has served, or serves, since."""
         if isinstance(entry.finding, Caused):
@@ -178,6 +195,14 @@ class LogEvidence:
 
 def _decisive(entries: Sequence[_Entry]) -> Marked | None:
     return decisive([entry.finding for entry in entries if isinstance(entry.finding, Marked)])
+
+
+def _is_survived(finding: Marked | Caused, went_on: WentOn) -> bool:
+    return (
+        isinstance(finding, Caused)
+        and finding.log == went_on.log
+        and finding.writer in went_on.writers
+    )
 
 
 def _is_close(cause: _Entry, stop: _Entry) -> bool:

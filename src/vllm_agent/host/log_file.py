@@ -76,8 +76,9 @@ class LogFile:
         self._count_dropped = count_dropped
         self._is_rotated = is_rotated
         self._max_line_bytes = MAX_WRAPPED_BYTES if is_wrapped else MAX_LINE_BYTES
-        self._file, size = _open(path)
-        self._old_end = 0 if is_all_new else size
+        self._file, found = _open(path)
+        self._identity = found.st_dev, found.st_ino
+        self._old_end = 0 if is_all_new else found.st_size
         # The byte before tells whether a whole line begins there.
         self._position = max(0, self._old_end - MAX_TAIL_BYTES - 1)
         self._is_inside_line = self._position > 0
@@ -88,6 +89,15 @@ class LogFile:
     def is_open(self) -> bool:
         """Whether it was not closed."""
         return self._file >= 0
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the file that is read, which another replaces by rotation."""
+        return self._identity
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._file
 
     def close(self) -> None:
         """Closes the file."""
@@ -105,9 +115,9 @@ class LogFile:
         """
         yield from self._unread(max_bytes)
         if self._is_rotated and self._is_replaced():
-            file, _ = _open(self._path)
+            file, found = _open(self._path)
             os.close(self._file)
-            self._file = file
+            self._file, self._identity = file, (found.st_dev, found.st_ino)
             self._begin_anew()
             yield from self._unread(max_bytes)
 
@@ -182,8 +192,8 @@ def _last_end(content: bytes) -> int:
     return max(feed, content.rfind(b"\r", max(0, feed)))
 
 
-def _open(path: str) -> tuple[int, int]:
-    """A regular file and its size; nothing else is opened, or kept open."""
+def _open(path: str) -> tuple[int, os.stat_result]:
+    """A regular file, and what it is; nothing else is opened, or kept open."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise NotAFileError(f"{path} is no regular file")
     file = os.open(path, _FLAGS)
@@ -191,4 +201,4 @@ def _open(path: str) -> tuple[int, int]:
     if not stat.S_ISREG(found.st_mode):
         os.close(file)
         raise NotAFileError(f"{path} is no regular file any more")
-    return file, found.st_size
+    return file, found

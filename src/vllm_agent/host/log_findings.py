@@ -10,6 +10,8 @@ from vllm_agent.host.failure_patterns import CANDIDATE as CAUSE_CANDIDATE
 from vllm_agent.host.failure_patterns import Cause, cause_of
 from vllm_agent.host.load_lines import LoadLines
 from vllm_agent.host.log_excerpt import LogExcerpt, clean, cut
+from vllm_agent.host.minor_tracebacks import CANDIDATE as MINOR_CANDIDATE
+from vllm_agent.host.minor_tracebacks import MinorTracebacks
 from vllm_agent.host.vllm_markers import MARKER_CANDIDATE, Marked, mark_of
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ twenty is: a piece has a hundred."""
 
 CANDIDATES: Final = (
     re.compile(
-        MARKER_CANDIDATE.pattern + rb"|WARNING|ERROR|CRITICAL|Traceback \(most recent call last\)"
+        MARKER_CANDIDATE.pattern
+        + rb"|WARNING|ERROR|CRITICAL|Traceback \(most recent call last\)|"
+        + MINOR_CANDIDATE
     ),
     # One pattern for all would be searched for at less than half the speed.
     CAUSE_CANDIDATE,
@@ -45,13 +49,28 @@ _MAY_CAUSE: Final = re.compile(CAUSE_CANDIDATE.pattern.decode())
 class Caused:
     """A line that tells why a launch failed; the moments and `pid` are as in `Marked`.
 
-    `text` is the line, redacted, for those who may see logs.
+    `text` is the line, redacted, for those who may see logs. `writer` tells the process from the
+    others that write to the log of the number `log`.
     """
 
     cause: Cause
     text: str
     at_seconds: float | None = None
     written_seconds: float | None = None
+    pid: int | None = None
+    writer: int | None = None
+    log: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WentOn:
+    """The load went on: what the `writers` logged before in the log of that number ended nothing.
+
+    None of them is whoever wrote lines that name no process. `pid` is that of who told.
+    """
+
+    writers: tuple[int | None, ...]
+    log: int = 0
     pid: int | None = None
 
 
@@ -62,7 +81,7 @@ class Told:
     Each line of the `excerpt` has the process that wrote it, where that is known.
     """
 
-    findings: tuple[Marked | Caused, ...]
+    findings: tuple[Marked | Caused | WentOn, ...]
     progress: LogProgress
     excerpt: tuple[tuple[int | None, str], ...]
 
@@ -79,8 +98,11 @@ class LogFindings:
         self._count_dropped = count_dropped
         self._load = LoadLines(count_dropped)
         self._excerpt = LogExcerpt(redact)
-        self._new: list[Marked | Caused] = []
-        self._new_causes: set[tuple[Cause, int | None]] = set()
+        self._minor = MinorTracebacks()
+        self._new: list[Marked | Caused | WentOn] = []
+        self._new_causes: set[tuple[Cause, int, int | None]] = set()
+        self._in_trouble: set[tuple[int, int | None]] = set()
+        self._is_shared = False
         self._error_lines_left = MAX_ERROR_LINES
         self._has_dropped = False
         self._load_lines_left = 0
@@ -88,11 +110,15 @@ class LogFindings:
     @property
     def wants_all(self) -> bool:
         """Whether it wants the next line even if that holds none of CANDIDATES."""
-        return self._load_lines_left > 0 or self._excerpt.wants_all
+        return self._load_lines_left > 0 or self._excerpt.wants_all or self._minor.is_open
 
-    def begin_look(self, *, is_loading: bool) -> None:
-        """Lines come; while it loads, each may be a sign of progress."""
+    def begin_look(self, *, is_loading: bool, is_shared: bool = False) -> None:
+        """Lines come; while it loads, each may be a sign of progress.
+
+        `is_shared`: another launch may have written those that name no process of this host.
+        """
         self._load_lines_left = MAX_LOAD_LINES if is_loading else 0
+        self._is_shared = is_shared
 
     def take(
         self,
@@ -110,20 +136,24 @@ class LogFindings:
         """
         is_wanted = self._load_lines_left > 0
         self._load_lines_left -= is_wanted
+        if self._is_shared and line.pid is None:
+            return
         if may_mark:
             mark = mark_of(line, at_seconds, written_seconds)
             if mark is not None:
                 self.note(mark)
         for part in line.lines():
             if is_wanted:
-                self._load.take(part)
-            cause = self._cause(part)
+                self._note_progress(self._load.take(part), part.pid, source)
+            cause = None if self._minor.has(part, source) else self._cause(part)
             self._excerpt.take(part, source, is_cause=cause is not None)
             if cause is not None:
                 written = line.written_seconds if written_seconds is None else written_seconds
-                self._note_cause(Caused(cause, part.message, at_seconds, written, part.pid))
+                self._note_cause(
+                    Caused(cause, part.message, at_seconds, written, part.pid, part.writer, source)
+                )
 
-    def note(self, finding: Marked | Caused) -> None:
+    def note(self, finding: Marked | Caused | WentOn) -> None:
         """Takes what is known from elsewhere."""
         if len(self._new) < MAX_FINDINGS:
             self._new.append(finding)
@@ -134,6 +164,8 @@ class LogFindings:
         """What came so far was of an earlier launch."""
         self._new.clear()
         self._new_causes.clear()
+        self._in_trouble.clear()
+        self._minor.clear()
         self._excerpt.clear()
         self._load = LoadLines(self._count_dropped)
 
@@ -158,8 +190,20 @@ class LogFindings:
         self._error_lines_left -= 1
         return cause_of(line.message, line.level)
 
+    def _note_progress(self, writers: tuple[int | None, ...], pid: int | None, source: int) -> None:
+        over = tuple(writer for writer in writers if (source, writer) in self._in_trouble)
+        if over:
+            self._in_trouble -= {(source, writer) for writer in over}
+            self._new_causes = {
+                what for what in self._new_causes if what[1] != source or what[2] not in over
+            }
+            self.note(WentOn(over, source, pid))
+
     def _note_cause(self, caused: Caused) -> None:
-        what = caused.cause, caused.pid
+        self._load.note_trouble()
+        if len(self._in_trouble) < MAX_FINDINGS:
+            self._in_trouble.add((caused.log, caused.writer))
+        what = caused.cause, caused.log, caused.writer
         if what not in self._new_causes and len(self._new_causes) < MAX_FINDINGS:
             self._new_causes.add(what)
             self.note(replace(caused, text=cut(self._redact(clean(caused.text)))))

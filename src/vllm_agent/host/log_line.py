@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -53,13 +53,21 @@ class LogLine:
 
     `pid` is the number in the PID namespace that it runs in. `written_seconds` is unix time if the
     server has this host's time zone, otherwise good for comparing with another line of the same
-    log. `level` is None for a bare line, such as those of a traceback.
+    log. `level` is None for a bare line, such as those of a traceback. `inner_pid` is the number
+    that a line names where it means nothing outside of the server's own PID namespace: there `pid`
+    is None.
     """
 
     message: str
     pid: int | None = None
     written_seconds: float | None = None
     level: str | None = None
+    inner_pid: int | None = None
+
+    @property
+    def writer(self) -> int | None:
+        """What tells the process that wrote it from the others of its log, where it names one."""
+        return self.inner_pid if self.pid is None else self.pid
 
     def lines(self) -> Iterator[LogLine]:
         """It, or each line of a message that has several."""
@@ -67,7 +75,7 @@ class LogLine:
             yield self
             return
         for message in self.message.splitlines():
-            yield LogLine(message, self.pid, self.written_seconds, self.level)
+            yield replace(self, message=message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from vllm_agent.host.secret_shapes import REDACTED, USERINFO, without_shapes
 
@@ -38,12 +38,15 @@ _DIGEST_BYTES: Final = 16
 _BEGIN_MASK: Final = 0xFFFF
 
 _SECRET_FLAG: Final = re.compile(
-    r"(?:.*[-._])?(?:api)?(?:token|keys?|secrets?|passw(?:or)?d|passphrase|credentials?)",
+    r"(?:.*[-._])?(?:api)?(?:token|keys?|secrets?|passw(?:or)?d|passphrase|credentials?|pwd|pat)",
     re.IGNORECASE | re.DOTALL,
 )
 _SECRET_VARIABLE: Final = re.compile(
-    r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH", re.IGNORECASE
+    r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH"
+    r"|(?<![A-Z0-9])PAT(?![A-Z0-9])|(?<!^)(?<!^OLD)PWD",  # PWD and OLDPWD are folders
+    re.IGNORECASE,
 )
+_QUERY_PARAMETER: Final = re.compile(r"[?&]([\w.-]{1,64})=([^&#\s\"'<>]+)")
 _PATH_VARIABLE: Final = re.compile(r".*_(?:PATH|FILE|DIR|SOCK)", re.IGNORECASE | re.DOTALL)
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w{0,200})=(.*)", re.DOTALL)
 # argparse lets them be abbreviated.
@@ -60,9 +63,12 @@ class Secrets:
     def __init__(self, secrets: Iterable[str]) -> None:
         self._salt = os.urandom(_SALT_BYTES)
         self._by_begin: dict[int, tuple[tuple[int, bytes], ...]] = {}
+        self._short: set[bytes] = set()
         self.dropped = 0
         known: set[tuple[int, bytes]] = set()
         for secret in secrets:
+            if 0 < len(secret) < MIN_SECRET_CHARACTERS and len(self._short) < MAX_SECRETS:
+                self._short.add(self._digest(secret))
             for written in dict.fromkeys(_ways_to_write(secret)):
                 key = len(written), self._digest(written)
                 if key in known:
@@ -95,6 +101,11 @@ class Secrets:
             if text == before:
                 break
         return text[:MAX_LINE_CHARACTERS]
+
+    def redact_value(self, value: str) -> str:
+        """A value that stands by itself, such as a name: it may also be a short secret."""
+        is_secret = len(value) < MIN_SECRET_CHARACTERS and self._digest(value) in self._short
+        return REDACTED if is_secret else self.redact(value)
 
     def _digest(self, secret: str) -> bytes:
         content = secret[:_DIGESTED_CHARACTERS].encode("utf-8", "surrogatepass")
@@ -226,7 +237,13 @@ def _is_secret_variable(name: str) -> bool:
 
 
 def _in_urls(value: str) -> Iterator[str]:
-    for found in USERINFO.finditer(value) if "://" in value else ():
+    if "://" not in value:
+        return
+    for found in USERINFO.finditer(value):
         userinfo = found[0][:-1]
         yield userinfo
         yield userinfo.partition(":")[2]
+    for found in _QUERY_PARAMETER.finditer(value):
+        if _SECRET_FLAG.fullmatch(found[1]) is not None:
+            yield found[2]
+            yield unquote(found[2])

@@ -6,6 +6,7 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from vllm_agent.host.secret_shapes import without_shapes
 from vllm_agent.observations import ProbeCause
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def judge_answer(answer: Answer, path: str) -> tuple[ProbeCause | None, str]:
 def parse_model_names(body: bytes) -> tuple[str, ...]:
     """The names in an answer of /v1/models, in its order, up to `MAX_NAMES_LENGTH` together.
 
+    They are without what looks like a secret: see `without_secrets`.
+
     Raises:
         BadBodyError: it is not what vLLM answers; the message completes "The answer to /v1/models".
     """
@@ -65,7 +68,16 @@ def parse_model_names(body: bytes) -> tuple[str, ...]:
         if left < 0:
             break
         names.append(name)
-    return tuple(names)
+    return without_secrets(tuple(names))
+
+
+def without_secrets(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that can be shown: vLLM serves a model that has none under the URL it was given."""
+    # One look at them all: a server may have thousands, and hardly one has anything.
+    together = "\n".join(names)
+    if without_shapes(together) == together:
+        return names
+    return tuple(map(without_shapes, names))
 
 
 def parse_version(body: bytes) -> str:

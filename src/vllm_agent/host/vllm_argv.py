@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.host.secrets import Secrets
 from vllm_agent.host.vllm_flags import SWITCHES
 from vllm_agent.host.vllm_grammar import Flags, read_flags
 from vllm_agent.observations import ComponentRole, VllmCommand
@@ -138,8 +139,9 @@ def parse_command(
     """What the command line of a main process says; what vLLM would refuse counts as not said.
 
     `read_config` gives the content of the file of `--config`, its path as the process wrote it, and
-    an empty mapping where it cannot; what it raises goes through. The port of a restored snapshot
-    is in no argument: it reads as the one with which the snapshot was made.
+    an empty mapping where it cannot; what it raises goes through. Names and paths are without the
+    secrets of the line and what looks like one, all but the socket, which is connected to. The port
+    of a restored snapshot is in no argument: it reads as the one with which the snapshot was made.
     """
     entry = _entry(arguments)
     if entry is None:
@@ -150,7 +152,14 @@ def parse_command(
     config_file = None
     if entry.kind is not _Kind.RENDER and "--config" in tokens[:-1]:
         config_file, tokens = _with_config(tokens, read_config)
+    secrets = Secrets.of(tokens)
     flags = read_flags(tokens, _WANTED)
+
+    def shown(value: str | None) -> str | None:
+        if value is None or len(value) > MAX_VALUE_LENGTH:
+            return None
+        return _clean(secrets.redact_value(value))
+
     is_supervisor = entry.kind is _Kind.SERVE and flags.is_on(
         "data-parallel-multi-port-external-lb"
     )
@@ -159,23 +168,23 @@ def parse_command(
     )
     engines = 0 if entry.kind is _Kind.RENDER else _engines(flags, is_supervisor=is_supervisor)
     api_servers = engines if is_supervisor else _api_servers(entry.kind, flags)
-    host = flags.value("host")
+    host, names = flags.value("host"), flags.values.get("served-model-name", ())
     return VllmCommand(
-        model=_clean(_model(entry.kind, flags)),
-        served_names=_served_names(flags),
+        model=shown(_model(entry.kind, flags)),
+        served_names=tuple(islice(filter(None, map(shown, names)), MAX_SERVED_NAMES)),
         host=None if host in _ALL_ADDRESSES else _clean(host),
         port=_number(flags.value("port"), _HIGHEST_PORT) or DEFAULT_PORT,
         uds=_clean(flags.value("uds"), MAX_SOCKET_PATH_LENGTH),
         is_https=bool(flags.value("ssl-keyfile") and flags.value("ssl-certfile")),
-        root_path=_clean(flags.value("root-path")) or "",
+        root_path=shown(flags.value("root-path")) or "",
         is_headless=is_headless,
         is_supervisor=is_supervisor,
         engines=engines,
         api_servers=0 if is_headless else api_servers,
-        config_file=_clean(config_file),
-        download_dir=_clean(flags.value("download-dir")),
-        revision=_clean(flags.value("revision")),
-        load_format=_clean(flags.value("load-format")),
+        config_file=shown(config_file),
+        download_dir=shown(flags.value("download-dir")),
+        revision=shown(flags.value("revision")),
+        load_format=shown(flags.value("load-format")),
         is_eager=_is_eager(flags),
     )
 
@@ -331,11 +340,6 @@ def _model(kind: _Kind, flags: Flags) -> str | None:
     # The module takes a positional model, and ignores it.
     positional = None if kind is _Kind.MODULE else flags.positional
     return flags.value("model") if positional is None else positional
-
-
-def _served_names(flags: Flags) -> tuple[str, ...]:
-    names = map(_clean, flags.values.get("served-model-name", ()))
-    return tuple(islice((name for name in names if name), MAX_SERVED_NAMES))
 
 
 def _engines(flags: Flags, *, is_supervisor: bool) -> int | None:

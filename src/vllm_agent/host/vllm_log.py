@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import stat
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 from vllm_agent.host.log_file import LogFile
 from vllm_agent.host.log_findings import CANDIDATES
 from vllm_agent.host.log_line import lines_of, read_line, unwrap
+from vllm_agent.host.proc import read_small
 from vllm_agent.host.vllm_markers import LAUNCH_BEGINS
 from vllm_agent.observations import Sight, SightKind
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 _CLOCK_STEP_SECONDS: Final = 2.0  # stamps have whole seconds, and the start is derived from ticks
 _STDOUT, _STDERR = 1, 2
+_OPEN_FLAGS: Final = re.compile(rb"^flags:\s+([0-7]+)$", re.MULTILINE)
+_OPEN_PLACE: Final = re.compile(rb"^(?:mnt_id|ino):.*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,15 @@ class LogTail:
         """Whether it was not closed."""
         return self._file.is_open
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the file that is read."""
+        return self._file.identity
+
+    def fileno(self) -> int:
+        """Descriptor of the file that is read."""
+        return self._file.fileno()
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -124,7 +137,7 @@ class LogTail:
             text, written = unwrapped
             line = read_line(text)
             if line.pid is not None and not self.source.has_host_pids:
-                line = replace(line, pid=None)
+                line = replace(line, pid=None, inner_pid=line.pid)
             if is_old and line.message.startswith(LAUNCH_BEGINS):
                 findings.restart()
             if self._is_ours(line, written, pids, is_old=is_old):
@@ -240,8 +253,10 @@ def find_logs(
     outputs = [_Output.of(proc, sighting.process.pid, number) for number in (_STDOUT, _STDERR)]
     has_host_pids = proc.inner_pid(sighting.process.pid) == sighting.process.pid
     sources: dict[object, Source] = {}
+    infos: dict[str, str] = {}
     for output in outputs:
         if output.is_file:
+            infos[output.path] = output.info_path
             sources[output.identity] = Source(
                 path=output.path,
                 started_unix_seconds=sighting.start_seconds,
@@ -261,9 +276,16 @@ def find_logs(
     tails = []
     for source in sources.values():
         try:
-            tails.append(LogTail(source, count_dropped))
+            tail = LogTail(source, count_dropped)
         except OSError:
             count_dropped("log_open")
+            continue
+        if source.path in infos and not _is_open_at(infos[source.path], tail):
+            # By the time that it was opened, the process had put another in its place.
+            tail.close()
+            count_dropped("log_open")
+            continue
+        tails.append(tail)
     is_in_journal = sighting.unit is not None and any(
         output.is_socket or output.is_denied for output in outputs
     )
@@ -277,6 +299,7 @@ class _Output:
     """What the standard output or error of a process is; nothing where it is closed or gone."""
 
     path: str
+    info_path: str
     identity: tuple[int, int] = (0, 0)
     is_file: bool = False
     is_socket: bool = False
@@ -284,20 +307,46 @@ class _Output:
 
     @classmethod
     def of(cls, proc: Proc, pid: int, number: int) -> Self:
-        path = proc.path(pid, f"fd/{number}")
+        path, info_path = (proc.path(pid, f"{folder}/{number}") for folder in ("fd", "fdinfo"))
         try:
             # Asked before it is opened: the opening of a FIFO or a device is felt on its other end.
             found = os.stat(path)
         except PermissionError:
-            return cls(path, is_denied=True)
+            return cls(path, info_path, is_denied=True)
         except OSError:
-            return cls(path)
+            return cls(path, info_path)
+        identity = found.st_dev, found.st_ino
+        if not stat.S_ISREG(found.st_mode):
+            return cls(path, info_path, identity, is_socket=stat.S_ISSOCK(found.st_mode))
+        info = read_small(info_path)
         return cls(
             path,
-            (found.st_dev, found.st_ino),
-            is_file=stat.S_ISREG(found.st_mode),
-            is_socket=stat.S_ISSOCK(found.st_mode),
+            info_path,
+            identity,
+            is_file=info is not None and _is_written(info),
+            is_denied=info is None,
         )
+
+
+def _is_written(info: bytes) -> bool:
+    """Whether an open file can be written to, by its fdinfo: proc_pid_fdinfo(5).
+
+    With O_PATH any user can have a file open that it may not read: it is not read for them.
+    """
+    found = _OPEN_FLAGS.search(info)
+    flags = os.O_PATH if found is None else int(found[1], 8)
+    return not flags & os.O_PATH and flags & os.O_ACCMODE in {os.O_WRONLY, os.O_RDWR}
+
+
+def _is_open_at(info_path: str, tail: LogTail) -> bool:
+    """Whether what was opened is what a process has open there, to write to it.
+
+    One look tells both, so that nothing can be put in its place in between.
+    """
+    theirs, ours = read_small(info_path), read_small(f"/proc/self/fdinfo/{tail.fileno()}")
+    if theirs is None or ours is None:
+        return False
+    return _is_written(theirs) and _OPEN_PLACE.findall(theirs) == _OPEN_PLACE.findall(ours)
 
 
 def _container_files(root: Path, container: str) -> list[str]:

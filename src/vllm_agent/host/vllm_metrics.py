@@ -10,6 +10,7 @@ import math
 import re
 from typing import Final
 
+from vllm_agent.host.secret_shapes import without_shapes
 from vllm_agent.host.vllm_answers import BadBodyError
 from vllm_agent.observations import MetricsFacts
 
@@ -135,5 +136,6 @@ def _value(text: bytes) -> float | None:
 def _label_value(escaped: bytes) -> str | None:
     text = escaped.decode("utf-8", "replace")
     value = _ESCAPED.sub(lambda found: "\n" if found[1] == "n" else found[1], text)
+    value = without_shapes(value)
     # Nothing of vLLM is unprintable; a terminal or a label would have to escape it again.
     return value if value.isprintable() and 0 < len(value) <= MAX_MODEL_NAME_LENGTH else None

@@ -65,8 +65,9 @@ class Facts:
 
     `hub_id` and `revision` are of a model on the Hub, `folder` is the path of one that is not.
     `holder` is who holds its port, or GPU memory. `logged` is the server's name where lines of its
-    log are kept. A load that stalled did so in `stage`, `quiet` is for how long, and `limit` is how
-    long it may, as `limit_key` of the configuration says.
+    log are kept, `xid` the number of an error that the driver told. A load that stalled did so in
+    `stage`, `quiet` is for how long, and `limit` is how long it may, as `limit_key` of the
+    configuration says.
     """
 
     hub_id: str = ""
@@ -75,6 +76,7 @@ class Facts:
     port: str = ""
     holder: str = ""
     logged: str = ""
+    xid: str = ""
     stage: Stage | None = None
     quiet: str = ""
     limit: str = ""
@@ -92,6 +94,7 @@ _KEPT_LOG: Final = (
     "Run 'vllm-agent history --log {logged}' on its host for the last lines of its log"
 )
 _HUB: Final = "https://huggingface.co"
+_XIDS: Final = "NVIDIA's catalogue (https://docs.nvidia.com/deploy/xid-errors)"
 
 _SUSPECTS: Final = MappingProxyType(
     {
@@ -120,8 +123,8 @@ REASON_TEXT: Final = MappingProxyType(
         ),
         Reason.EXIT_NONZERO: ReasonText(
             "The main process ended with a status other than 0.",
-            f"{_LOG}; its last error names the cause.",
-            specific=(f"{_KEPT_LOG}; the last error names the cause.",),
+            f"{_LOG}; its first error most often names the cause.",
+            specific=(f"{_KEPT_LOG}; if they point to an earlier error, its whole log has that.",),
         ),
         Reason.SIGNAL: ReasonText(
             "The main process was ended by a signal that is no request to stop.",
@@ -158,8 +161,9 @@ REASON_TEXT: Final = MappingProxyType(
         ),
         Reason.GPU_FAULT: ReasonText(
             "A GPU that it held had a fault: the driver told an XID, or lost the device.",
-            "Look up the XID that 'vllm-agent history' names in NVIDIA's catalogue; drain the host "
-            "if it comes back.",
+            "If 'vllm-agent history' names an XID, look it up in NVIDIA's catalogue, else read the "
+            "first error of the server's own log; drain the host if it comes back.",
+            specific=(f"Look up XID {{xid}} in {_XIDS}; drain the host if it comes back.",),
         ),
         Reason.GPU_UNAVAILABLE: ReasonText(
             "No usable GPU was found.",
@@ -215,6 +219,7 @@ REASON_TEXT: Final = MappingProxyType(
             "Find it with `ss -ltnp`, end it, or choose another --port.",
             specific=(
                 "Port {port} is held by {holder}: end that, or choose another --port.",
+                "Its port is held by {holder}: end that, or choose another --port.",
                 "Find who holds port {port} with `ss -ltnp`, end it, or choose another --port.",
             ),
         ),
@@ -224,6 +229,10 @@ REASON_TEXT: Final = MappingProxyType(
             specific=(
                 (
                     "No progress in stage {stage} for {quiet}: look at {suspect}. "
+                    "If it is only slow, raise {limit_key}, which is {limit}."
+                ),
+                (
+                    "No progress in stage {stage}: look at {suspect}. "
                     "If it is only slow, raise {limit_key}, which is {limit}."
                 ),
             ),

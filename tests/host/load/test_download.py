@@ -421,8 +421,18 @@ def test_folder_of_too_many_blobs_has_no_download(scene):
     for number in range(MAX_NAMES):
         (scene.blobs / f"{number}").touch()
     scene.settle()
+    assert not witness.has_left_out
     for _ in range(2):  # with the one of config.json it has one too many
         assert witness.look() is None
+        assert witness.has_left_out
+
+
+def test_only_what_is_too_much_is_left_out(scene):
+    witness = scene.witness()
+    assert witness.look() is not None
+    scene.fake.end(PID)
+    assert witness.look() is None
+    assert not witness.has_left_out
 
 
 # What it costs.

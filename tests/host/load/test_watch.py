@@ -74,6 +74,7 @@ class FakeDownload:
 
     may_answer: threading.Event = field(default_factory=threading.Event)
     question: tuple[str, str] | None = None
+    has_left_out: bool = False
 
     def look(self) -> Download | None:
         assert self.may_answer.wait(DEADLINE_SECONDS)
@@ -218,6 +219,14 @@ async def test_an_environment_that_is_not_there_yet_is_read_again(
     watch.stop()
     assert found == []
     assert made == [None, ModelEnvironment(vllm_cache_root="/nowhere")]
+
+
+async def test_a_cache_that_is_too_large_is_counted_once(scene: Scene) -> None:
+    scene.download.has_left_out = True
+    scene.watch.start()
+    for _ in range(3):
+        await scene.look()
+    assert scene.dropped == {"hub_cache": 1}
 
 
 async def test_what_only_the_hub_can_tell_is_asked_for(scene: Scene) -> None:

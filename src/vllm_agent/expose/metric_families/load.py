@@ -89,6 +89,11 @@ def _of_weights(value: Callable[[Weights], int | None]) -> Callable[[ServerSnaps
     return samples
 
 
+def _last_progress(load: LoadProgress) -> float | None:
+    seen = load.seen_progress
+    return None if seen is None else seen.unix_seconds
+
+
 def _durations(server: ServerSnapshot) -> Samples:
     history = server.life.load_history
     return (((), Histogram(history.counts, history.sum_seconds)),) if history.count else ()
@@ -138,8 +143,9 @@ LOAD_FAMILIES: Final[tuple[Family[ServerSnapshot], ...]] = (
     ),
     gauge(
         "load_last_progress_timestamp_seconds",
-        "When its load last showed progress, in unix time. Only while it loads.",
-        _of_load(lambda load: load.last_progress.unix_seconds),
+        "When its load last showed progress, in unix time. Only while it loads, and not before "
+        "this agent saw any.",
+        _of_load(_last_progress),
         modes=LOCAL_MODES,
     ),
     gauge(

@@ -34,12 +34,15 @@ def load_lines(server: ServerSnapshot, now: Instant) -> Iterator[str]:
     parts = [] if ratio is None else [_bar(server.name, load.stage, ratio)]
     parts += _amounts(load)
     left = seconds_left(load, history, at)
-    if left is not None:
+    if left is not None and left >= 1:
         parts.append(f"about {span(left)} left")
     if parts:
         yield ", ".join(parts)
     if load.is_stalled is not False:
-        moved = f"last progress {moment(load.last_progress.unix_seconds, now)}"
+        seen = load.seen_progress
+        moved = "no progress seen yet"
+        if seen is not None:
+            moved = f"last progress {moment(seen.unix_seconds, now)}"
         yield f"<strong>stalled</strong>, {moved}" if load.is_stalled else f"{_UNSEEN}; {moved}"
     if load.look.trouble and not load.is_stalled:
         yield f"its log says: {escape(load.look.trouble)}"

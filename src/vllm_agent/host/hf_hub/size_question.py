@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from vllm_agent import __version__
 from vllm_agent.host.hf_hub.checkpoint import MAX_WEIGHT_BYTES, weights_of
 
 REQUEST_SECONDS: Final = 10.0
@@ -20,10 +21,12 @@ MAX_FILES: Final = 20_000
 def main(repo: str, revision: str) -> int:
     """Asks, prints, and gives the exit code."""
     # Only here: the agent itself never holds this library.
-    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub import HfApi, get_session  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
 
-    api = HfApi(token=False, library_name="vllm-agent")
+    # The library would tell the versions of itself and of Python, and give each request an id.
+    api = HfApi(token=False, headers={"user-agent": f"vllm-agent/{__version__}"})
+    get_session().event_hooks = {}
     try:
         found = api.model_info(
             repo, revision=revision, timeout=REQUEST_SECONDS, files_metadata=True, token=False

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from vllm_agent.config.model_id import is_revision
 from vllm_agent.host.contained_file import UnreadableFileError
-from vllm_agent.host.contained_tree import open_tree_of
+from vllm_agent.host.contained_tree import TooManyNamesError, open_tree_of
 from vllm_agent.host.hf_hub.cached_repo import DEFAULT_REVISION, repo_folder
 from vllm_agent.host.hf_hub.identity import HubRepo, Model, identify
 from vllm_agent.host.hf_hub.sizes import PUBLIC_HUB
@@ -56,6 +56,12 @@ class DownloadWitness:
         self._repo: RepoFiles | None = None
         self._is_under_way = False
         self._is_size_known = False
+        self._has_left_out = False
+
+    @property
+    def has_left_out(self) -> bool:
+        """Whether the cache of the model ever held more files than are read, and was not seen."""
+        return self._has_left_out
 
     @property
     def question(self) -> tuple[str, str] | None:
@@ -81,6 +87,9 @@ class DownloadWitness:
         try:
             with open_tree_of(self._proc, self._pid) as files:
                 return self._look(files, cache_folder)
+        except TooManyNamesError:
+            self._has_left_out = True
+            return None
         except UnreadableFileError:
             return None
 

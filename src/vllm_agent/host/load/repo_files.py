@@ -65,6 +65,7 @@ class RepoFiles:
         """Sees what is there.
 
         Raises:
+            TooManyNamesError: it has more files than are read.
             UnreadableFileError: that cannot be told.
         """
         has_changed = self._blobs.look(files)
@@ -168,7 +169,8 @@ class _Listed:
         """Whether it was listed.
 
         Raises:
-            UnreadableFileError: it is missing, cannot be read, or holds too much.
+            TooManyNamesError: it holds too much.
+            UnreadableFileError: it is missing, or cannot be read.
         """
         changed_ns = files.status(self.folder).st_mtime_ns
         if changed_ns == self._changed_ns and self._is_settled:

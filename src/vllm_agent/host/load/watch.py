@@ -69,6 +69,7 @@ class LoadWatch:
         self._environment: ModelEnvironment | None = None
         self._download: DownloadWitness | None = None
         self._compile_cache: CompileCache | None = None
+        self._is_cache_counted = False
         self._task: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[int | None] | None = None
 
@@ -111,7 +112,14 @@ class LoadWatch:
             self._log.progress(self._tree.all_pids),
         )
         self._ask_hub()
+        self._count_left_out()
         return self._as_look(of_processes or _OfProcesses(), of_files or _OfFiles(), log)
+
+    def _count_left_out(self) -> None:
+        is_left_out = self._download is not None and self._download.has_left_out
+        if is_left_out and not self._is_cache_counted:
+            self._is_cache_counted = True
+            self._host.count_dropped("hub_cache")
 
     def _ask_hub(self) -> None:
         """Asks the Hub for what only it can tell; the answer is there for a later look."""
