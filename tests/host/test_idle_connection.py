@@ -68,7 +68,7 @@ async def test_end_of_the_peer_is_told_at_once_with_the_life():
         peer.leave.set()
         await owner.wait()
     assert len(owner.lives) == 1
-    assert 0.02 <= owner.lives[0] < 5
+    assert 0.01 <= owner.lives[0] < 5
     assert not owner.connection.is_open
 
 
