@@ -77,7 +77,7 @@ def test_a_load_is_seen_stage_by_stage_and_shard_by_shard(tmp_path: Path) -> Non
     with (
         AgentProcess(tmp_path, servers(monitored("llama", port))) as agent,
         StandIn.start(
-            "--load-seconds", "8", model=str(model), port=port, log=tmp_path / "vllm.log"
+            "--load-seconds", "6", model=str(model), port=port, log=tmp_path / "vllm.log"
         ) as server,
     ):
         wait_until(lambda: agent.sample("load_stage", server="llama", stage="init") == 1, "init")

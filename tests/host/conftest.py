@@ -10,9 +10,16 @@ import uvloop
 from tests.host.certificates import Authority, make_authority
 
 
-def pytest_asyncio_loop_factories():
+# What they test reads files and threads: the loop only runs it.
+ON_ONE_LOOP = ("host/gpu/", "host/load/", "host/test_journal.py", "host/test_launch_log.py")
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item):
     """Name the loops; uvloop differs in errors, close and cancellation."""
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    factories = {"uvloop": uvloop.new_event_loop}
+    if not any(part in item.nodeid for part in ON_ONE_LOOP):
+        factories["asyncio"] = asyncio.new_event_loop
+    return factories
 
 
 @pytest.fixture(scope="session")

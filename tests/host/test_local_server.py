@@ -282,7 +282,7 @@ async def test_the_end_of_a_part_makes_a_look_at_the_gpus():
 
 
 async def test_who_holds_gpu_memory_that_was_wanted_is_told():
-    load = ("--fail-load", "gpu_memory_taken", "--load-seconds", "10")
+    load = ("--fail-load", "gpu_memory_taken", "--load-seconds", "6")
     async with following(*load, gpus=ToyGpus(fault=None), is_serving=False) as scene:
         scene.local.watch_load()
         while not any(isinstance(event, EndSettled) for event in scene.events):
