@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
 
 from tests.host.certificates import Authority, make_authority
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # What they test reads files and threads: the loop only runs it.
 ON_ONE_LOOP = ("host/gpu/", "host/load/", "host/test_journal.py", "host/test_launch_log.py")
@@ -16,7 +19,9 @@ ON_ONE_LOOP = ("host/gpu/", "host/load/", "host/test_journal.py", "host/test_lau
 
 def pytest_asyncio_loop_factories(item: pytest.Item):
     """Name the loops; uvloop differs in errors, close and cancellation."""
-    factories = {"uvloop": uvloop.new_event_loop}
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+        "uvloop": uvloop.new_event_loop
+    }
     if not any(part in item.nodeid for part in ON_ONE_LOOP):
         factories["asyncio"] = asyncio.new_event_loop
     return factories
