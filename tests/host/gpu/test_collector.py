@@ -439,3 +439,47 @@ async def test_a_fault_of_ours_in_a_look_ends_neither_the_looking_nor_who_waits(
         assert played.collector.snapshots([])[0].gpu.uuid == "GPU-new"
         assert played.collector.is_up
         assert played.collector.status.last_success_unix_seconds == played.seconds
+
+
+# What a load and an end ask.
+
+
+async def test_what_processes_hold_is_the_sum_over_all_devices():
+    devices = (gpu("0", (11, 30 * GIB), (12, 2 * GIB)), gpu("1", (11, 3 * GIB), (99, GIB)))
+    async with scene(ToyReader(gpus=devices)) as played:
+        assert played.collector.used_bytes([11, 12]) == 35 * GIB
+        assert played.collector.used_bytes([5]) == 0
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        (),
+        (gpu("0", processes=None),),
+        (gpu("0", (11, None)),),
+    ],
+)
+async def test_what_a_driver_does_not_tell_stays_unknown(devices):
+    async with scene(ToyReader(gpus=devices)) as played:
+        assert played.collector.used_bytes([11]) is None
+
+
+async def test_a_device_that_is_cut_into_instances_hides_none_of_them():
+    devices = (gpu("0", processes=None), gpu("0:1", (11, GIB)))
+    async with scene(ToyReader(gpus=devices)) as played:
+        assert played.collector.used_bytes([11]) == GIB
+
+
+async def test_where_pids_mean_nothing_nothing_is_claimed(monkeypatch):
+    hidden = Sight(SightKind.PROCESSES, is_visible=False, why_not="in a container")
+    monkeypatch.setattr(module, "process_sight", lambda _: hidden)
+    async with scene(ToyReader(gpus=(gpu("0", (11, GIB)),))) as played:
+        assert played.collector.used_bytes([11]) is None
+        assert played.collector.holders([]) == ""
+
+
+async def test_who_else_holds_memory_is_named():
+    own = os.getpid()
+    async with scene(ToyReader(gpus=(gpu("0", (own, GIB)),))) as played:
+        assert f"(PID {own}): 1.0 GiB of GPU 0" in played.collector.holders([])
+        assert played.collector.holders([own]) == ""
