@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps demo test check format docs bench test-vllm test-vllm-all test-gpu clean
+.PHONY: help setup deps demo test test-standin check format docs bench test-vllm test-vllm-all test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: setup ## stand-in vLLM servers that load, crash and come back, watched liv
 
 test: setup ## the tests (needs neither a GPU nor a network)
 	$(BIN)/python -m pytest
+
+test-standin: setup ## the stand-in vLLM against what was recorded of the real one
+	$(BIN)/python -m pytest tests/standin
 
 check: setup ## format, lint, types, import order, generated files unchanged
 	$(BIN)/ruff format --check .
