@@ -779,7 +779,7 @@ class TestNames:
         names.update({name: threading.Event() for name in slow})
         names["fast.test"] = ["127.0.0.1"]
         waiting = [
-            asyncio.create_task(look(self.named(name, timeout_seconds=0.5))) for name in slow * 3
+            asyncio.create_task(look(self.named(name, timeout_seconds=1.0))) for name in slow * 3
         ]
         await asyncio.sleep(0)
         async with raw_server(saying(ok())) as port:
