@@ -99,6 +99,14 @@ def test_it_shows_servers_come_and_who_holds_its_gpus_and_leaves_nothing_behind(
     assert "synthetic" in gpus
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _hangups_arrive() -> Iterator[None]:
+    """Under nohup they would be ignored, here and in whatever is started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class _MarkedDemo:
     """A demo in a session of its own, whose files are below `folder`."""
 
