@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.lifecycle.test_load_progress import GIB, Loading, fetching, loaded_before, shards
 from vllm_agent.lifecycle.load_history import LoadHistory
 from vllm_agent.lifecycle.load_summary import summary
@@ -20,6 +22,8 @@ def test_a_download_is_told_in_bytes():
     assert told(loading) == {"stage": "download", "seconds": 6, "bytes": GIB}
     loading.see(download=fetching(GIB, 4 * GIB))
     assert told(loading)["size_bytes"] == 4 * GIB
+    loading.see(download=replace(fetching(4 * GIB, 4 * GIB), is_under_way=False))
+    assert told(loading) == {"stage": "init", "seconds": 8}
 
 
 def test_weights_are_told_by_file_and_bytes_and_the_time_left_if_known():

@@ -255,6 +255,25 @@ def test_a_stall_outlives_the_agent_and_ends_by_progress(loading: LocalScene) ->
     assert loading.seen() == (STARTING, None)
 
 
+def test_a_load_counts_when_it_serves_and_not_when_it_ends(loading: LocalScene) -> None:
+    loading.witness(has_engine=True)
+    loading.crash()
+    assert loading.life.load_history.count == 0
+    loading.load(2).witness(has_engine=True)
+    loading.wait(40.0).answer()
+    assert loading.life.load_history.count == 1
+
+
+def test_a_look_at_a_launch_before_says_nothing_of_the_newest(loading: LocalScene) -> None:
+    loading.appear(2)
+    loading.witness(1, has_engine=True, io_bytes=7)
+    assert loading.life.load is None
+    loading.witness(2, io_bytes=1)
+    loading.witness(1, has_engine=True, io_bytes=2**30)
+    assert loading.life.load is not None
+    assert loading.life.load.look.io_bytes == 1
+
+
 def test_a_stall_is_forgotten_with_its_launch(loading: LocalScene) -> None:
     loading.stall()
     loading.come_back().appear(2)

@@ -45,8 +45,7 @@ def looked(life: ServerLife, look: LoadLook, policy: Policy) -> Guarded:
 
 def waiting(life: ServerLife) -> Guarded:
     """What it means that its process is there and does not serve yet."""
-    is_remembered = life.phase is Phase.UNOBSERVED and life.remembered_phase is Phase.STALLED
-    if is_remembered and not life.has_served_now:
+    if life.phase is Phase.UNOBSERVED and life.remembered_phase is Phase.STALLED:
         detail = "its load had stalled before the agent started, and has not moved since"
         return Guarded(life, Trigger.STALLED, Reason.LOAD_STALLED, detail)
     return Guarded(life, Trigger.WAITING)
