@@ -32,7 +32,7 @@ from tests.host.raw_server import (
     target,
 )
 from vllm_agent.config.url import parse_server_url
-from vllm_agent.host import vllm_http
+from vllm_agent.host import dial, vllm_http
 from vllm_agent.host.clock import now
 from vllm_agent.host.dial import MAX_DETAIL_LENGTH, ProbeError, TlsOptions, connection_error
 from vllm_agent.host.http_connection import MAX_HEAD_BYTES
@@ -774,12 +774,14 @@ class TestNames:
             found = await look(self.named("two.test", port, timeout_seconds=0.4))
         assert found.results[0].is_success
 
-    async def test_silent_name_server_is_dns_and_delays_no_other_name(self, names):
+    async def test_silent_name_server_is_dns_and_delays_no_other_name(self, names, monkeypatch):
+        # Far enough from the end of the look for a busy machine.
+        monkeypatch.setattr(dial, "NAME_LOOKUP_SHARE", 0.25)
         slow = [f"slow{n}.test" for n in range(20)]
         names.update({name: threading.Event() for name in slow})
         names["fast.test"] = ["127.0.0.1"]
         waiting = [
-            asyncio.create_task(look(self.named(name, timeout_seconds=1.0))) for name in slow * 3
+            asyncio.create_task(look(self.named(name, timeout_seconds=2.0))) for name in slow * 3
         ]
         await asyncio.sleep(0)
         async with raw_server(saying(ok())) as port:

@@ -53,10 +53,11 @@ class Load:
         Raises:
             LoadFailed: the load ended here.
         """
+        # vLLM installs its handlers seconds after its start; until then SIGTERM just kills. Nor does
+        # it read its arguments before.
+        time.sleep(stage_seconds(self._options, "imports"))
         if self._fails_at(Moment.ARGUMENTS):
             self._fail()
-        # vLLM installs its handlers seconds after its start; until then SIGTERM just kills.
-        time.sleep(stage_seconds(self._options, "imports"))
         self.reactor.on_signal([signal.SIGTERM], self._on_term)
         self.reactor.on_signal([signal.SIGINT], self._on_int)
         self._log.section("load", "banner", model=self._options.model)
