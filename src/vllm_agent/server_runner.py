@@ -12,7 +12,7 @@ import math
 import random
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from vllm_agent.lifecycle.events import (
     ConnectionClosed,
@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_agent.lifecycle.events import Effect, Event
-    from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, Transition
+    from vllm_agent.lifecycle.server_life import Policy
     from vllm_agent.lifecycle.states import LifecycleMode
     from vllm_agent.lifecycle.step import Step
-    from vllm_agent.observations import Instant, Knock, ProbeRound, Sight, Sighting
+    from vllm_agent.observations import Instant, ProbeRound, Sighting
+    from vllm_agent.runner_interfaces import Eyes, Processes, Recorder
 
 MODELS_INTERVAL_SECONDS: Final = 60.0
 """Models are listed again after this long: the list of a launch rarely changes."""
@@ -62,67 +63,6 @@ _LOGGER: Final = logging.getLogger(__name__)
 _LEVEL_OF_STATE: Final = MappingProxyType(
     {ServerState.FAILED: logging.WARNING, ServerState.CRASHED: logging.ERROR}
 )
-
-
-class Eyes(Protocol):
-    """How a server is looked at and held on to; `host.vllm_http` is the real one."""
-
-    async def look(
-        self, *, ask_models: bool, ask_metrics: bool = True, ask_version: bool = False
-    ) -> ProbeRound:
-        """Sends one round of probes. Never raises for what a server does."""
-
-    @property
-    def is_holding(self) -> bool:
-        """Whether the idle connection is there, or being opened."""
-
-    async def hold(self, on_close: Callable[[float], None]) -> None:
-        """Opens the idle connection if there is none, and is content when it cannot.
-
-        `on_close` is called once, with the seconds it lived, when the peer closes it.
-        """
-
-    def release(self) -> None:
-        """Closes the idle connection, if there is one, without a call of `on_close`."""
-
-
-class Processes(Protocol):
-    """How the processes of a local server are followed; `host.local_server` is the real one."""
-
-    def follow(self, sighting: Sighting, tell: Callable[[Event], None]) -> None:
-        """Follows a launch, as well as those before it, and tells of it until its last process."""
-
-    async def knock(self) -> Knock:
-        """Connects to the server and sends nothing. Never raises for what a server does."""
-
-    def watch_load(self) -> None:
-        """Asks the witnesses of the newest load what they see, and tells of it."""
-
-    def leave_load(self) -> None:
-        """Asks the witnesses of a load no more."""
-
-    def sights(self) -> tuple[Sight, ...]:
-        """What can be seen of the newest launch, and what cannot."""
-
-    def close(self) -> None:
-        """Follows nothing any more."""
-
-
-class Recorder(Protocol):
-    """Where what happened is kept; `store` is the real one."""
-
-    async def recall(self, server: str) -> Memory | None:
-        """What the agent before this one knew of the server."""
-
-    async def commit(
-        self,
-        server: str,
-        memory: Memory,
-        transition: Transition | None = None,
-        ending: Ending | None = None,
-        launch: Launch | None = None,
-    ) -> None:
-        """Keeps a change; never raises."""
 
 
 @dataclass(frozen=True, slots=True)

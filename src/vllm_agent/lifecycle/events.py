@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.ending import EndingEvidence
+    from vllm_agent.lifecycle.management import Wish
+    from vllm_agent.lifecycle.reasons import Reason
+    from vllm_agent.lifecycle.server_life import Ending
     from vllm_agent.observations import (
         ComponentRole,
         Knock,
@@ -102,6 +105,50 @@ class EndSettled:
     evidence: EndingEvidence
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An operator asked something of a managed server; `model` is the one to serve from now on."""
+
+    wish: Wish
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartRefused:
+    """A start of a managed server came to nothing: no process of it is there.
+
+    `reason` is None where the start was cancelled. `holder` is who has what it needs, its port or
+    GPU memory; empty where nobody is known to.
+    """
+
+    attempt: int
+    reason: Reason | None
+    detail: str = ""
+    holder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """No process is left of the launch that had this main process."""
+
+    process: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceKept:
+    """What is known of the end of a launch is in a file now."""
+
+    launch_number: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLeaving:
+    """The agent ends, and takes a managed server along."""
+
+
+ManagedEvent: TypeAlias = Asked | StartRefused | Cleared | EvidenceKept | AgentLeaving
+
 ProcessEvent: TypeAlias = (
     ProcessAppeared
     | ProcessMissing
@@ -113,7 +160,7 @@ ProcessEvent: TypeAlias = (
     | EndSettled
 )
 
-Event: TypeAlias = Looked | ConnectionClosed | MaintenanceSet | Ticked | ProcessEvent
+Event: TypeAlias = Looked | ConnectionClosed | MaintenanceSet | Ticked | ProcessEvent | ManagedEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +195,54 @@ class LeaveLoad:
     """Ask the witnesses of the load no more."""
 
 
-Effect: TypeAlias = LookNow | KeepConnection | DropConnection | Follow | WatchLoad | LeaveLoad
+@dataclass(frozen=True, slots=True)
+class StartServer:
+    """Check what a start needs, then start the managed server; `model` None is the configured one.
+
+    It is answered by `ProcessAppeared` or by `StartRefused`.
+    """
+
+    attempt: int
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelStart:
+    """Give up a start that has not come to a process yet; it is answered as any start is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """Send SIGTERM to the main process."""
+
+    process: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class KillAll:
+    """Kill whatever is left of a launch, until `Cleared` can be told."""
+
+    process: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEvidence:
+    """Keep what is known of this end in a file, and tell `EvidenceKept`."""
+
+    ending: Ending
+
+
+@dataclass(frozen=True, slots=True)
+class NoteDryRun:
+    """Log and count what `restart.dry_run` keeps the agent from doing."""
+
+    what: str
+
+
+ManagedEffect: TypeAlias = (
+    StartServer | CancelStart | Terminate | KillAll | KeepEvidence | NoteDryRun
+)
+
+Effect: TypeAlias = (
+    LookNow | KeepConnection | DropConnection | Follow | WatchLoad | LeaveLoad | ManagedEffect
+)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_agent.lifecycle.load_progress import LoadProgress
+    from vllm_agent.lifecycle.management import Management
     from vllm_agent.observations import Instant, ProcessId
 
 _Key = TypeVar("_Key")
@@ -40,7 +41,10 @@ class Policy:
     `is_local` is whether its processes are seen, `has_http` whether it answers HTTP at all
     (a headless node does not). `is_wanted` is whether anybody wants it up: an ad-hoc `vllm serve`
     in a shell nobody is paged for. `start_timeout_seconds` is the longest time that a load may go
-    without progress before its first EngineCore, `load_timeout_seconds` after that.
+    without progress before its first EngineCore, `load_timeout_seconds` after that. The others are
+    of a managed server, which `is_managed` is: how long to wait before the first restart, whether
+    one that is unhealthy is restarted too, whether restarts are only told of, and how long a stop
+    may take before SIGKILL.
     """
 
     failure_threshold: int = 3
@@ -52,6 +56,11 @@ class Policy:
     is_wanted: bool = True
     start_timeout_seconds: float = 120.0
     load_timeout_seconds: float = 300.0
+    is_managed: bool = False
+    restart_delay_seconds: float = 2.0
+    restarts_unhealthy: bool = True
+    is_dry_run: bool = False
+    stop_timeout_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,8 @@ class Ending:
     `rule` is the number of the ending rule that decided; `evidence` are sentences for people.
     `holder` is who held what the launch needed, its port or GPU memory; empty where nobody is known
     to. `log` are the last lines of its log that matter, secrets taken out; they may hold what users
-    asked the server, so only the control socket shows them.
+    asked the server, so only the control socket shows them. `bundle` is the file in which the
+    evidence is kept, empty where it is not.
     """
 
     launch_number: int
@@ -90,6 +100,7 @@ class Ending:
     signal: int | None = None
     holder: str = ""
     log: tuple[str, ...] = ()
+    bundle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,7 @@ class Memory:
     `process` is the main process of the newest launch, `launch_has_served` whether that launch
     served. `url` is where a discovered server was, None for a configured one; `is_wanted` and
     `is_forgotten` are of a discovered one too: whether it was supervised, and whether it left.
+    `is_goal_up` and `chosen_model` are of a managed one, as in `Management`.
     """
 
     phase: Phase
@@ -159,6 +171,8 @@ class Memory:
     is_wanted: bool = True
     is_forgotten: bool = False
     load_history: LoadHistory = field(default_factory=LoadHistory)
+    is_goal_up: bool = True
+    chosen_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +191,8 @@ class ServerLife:
     another one followed before their ending was settled. `engine_gone_since` is when an EngineCore
     of a launch that goes on was first missed, `is_main_gone` whether the main process of
     the newest one has ended. `load` is how the newest launch loads or loaded, None where this agent
-    did not see it load; `load_history` what all loads took.
+    did not see it load; `load_history` what all loads took. `management` is what is asked of a
+    managed server, None for others; `engine_progress` when its engine was seen to work last.
     """
 
     phase: Phase
@@ -207,6 +222,8 @@ class ServerLife:
     is_main_gone: bool = False
     load: LoadProgress | None = None
     load_history: LoadHistory = field(default_factory=LoadHistory)
+    management: Management | None = None
+    engine_progress: Instant | None = None
 
     @classmethod
     def begun(cls, policy: Policy, memory: Memory | None, now: Instant) -> ServerLife:

@@ -44,6 +44,12 @@ class Phase(StrEnum):
     OVERDUE = "overdue"
     ABSENT = "absent"
     CRASHED = "crashed"
+    PREPARING = "preparing"
+    TERMINATING = "terminating"
+    KILLING = "killing"
+    BACKOFF = "backoff"
+    REFUSED = "refused"
+    GAVE_UP = "gave_up"
 
 
 PHASE_STATE: Final = MappingProxyType(
@@ -59,6 +65,12 @@ PHASE_STATE: Final = MappingProxyType(
         Phase.OVERDUE: ServerState.FAILED,
         Phase.ABSENT: ServerState.STOPPED,
         Phase.CRASHED: ServerState.CRASHED,
+        Phase.PREPARING: ServerState.STARTING,
+        Phase.TERMINATING: ServerState.STOPPING,
+        Phase.KILLING: ServerState.STOPPING,
+        Phase.BACKOFF: ServerState.CRASHED,
+        Phase.REFUSED: ServerState.FAILED,
+        Phase.GAVE_UP: ServerState.FAILED,
     }
 )
 
@@ -75,6 +87,12 @@ PHASE_MEANING: Final = MappingProxyType(
         Phase.OVERDUE: "its end has begun and takes too long",
         Phase.ABSENT: "it is not there: never seen, or its end was asked for or not watched",
         Phase.CRASHED: "it is gone and nobody asked",
+        Phase.PREPARING: "managed: the agent checks what it needs, and starts it",
+        Phase.TERMINATING: "managed: the agent sent SIGTERM",
+        Phase.KILLING: "managed: the agent sent SIGKILL to all of it",
+        Phase.BACKOFF: "managed: it is gone, nobody asked, and the agent will start it again",
+        Phase.REFUSED: "managed: a start came to nothing, and the agent will try again",
+        Phase.GAVE_UP: "managed: the agent starts it no more until an operator does",
     }
 )
 
@@ -87,6 +105,8 @@ ALIVE_PHASES: Final = frozenset(
         Phase.UNREADY,
         Phase.ENDING,
         Phase.OVERDUE,
+        Phase.TERMINATING,
+        Phase.KILLING,
     }
 )
 """Phases in which the launch is known to be there."""

@@ -14,6 +14,7 @@ from vllm_agent.observations.loading import (
     Witness,
 )
 from vllm_agent.observations.probes import (
+    EngineFacts,
     Knock,
     Listener,
     MetricsFacts,
@@ -42,6 +43,7 @@ __all__ = [
     "ComponentExit",
     "ComponentRole",
     "Download",
+    "EngineFacts",
     "Gpu",
     "GpuFault",
     "GpuProcess",

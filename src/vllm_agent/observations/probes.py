@@ -52,12 +52,28 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the engine of a vLLM has done and does, summed over its engines; None if not told.
+
+    `iterations` counts steps that put something out, the tokens are counters too.
+    """
+
+    iterations: float | None = None
+    prompt_tokens: float | None = None
+    generation_tokens: float | None = None
+    requests_running: float | None = None
+    requests_waiting: float | None = None
+    kv_cache_usage_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MetricsFacts:
     """What the agent reads from a vLLM's own /metrics page; None where it does not say."""
 
     process_start_time_seconds: float | None = None
     is_sleeping: bool | None = None
     model_names: tuple[str, ...] = ()
+    engine: EngineFacts | None = None
 
 
 class Listener(StrEnum):
