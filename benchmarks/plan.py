@@ -17,6 +17,8 @@ from benchmarks import (
     local_deaths,
     local_launches,
     local_rest,
+    managed,
+    managed_many,
     rest,
     rows,
     scrape_cost,
@@ -52,6 +54,8 @@ MEASUREMENTS: Final = (
     Measurement(local_deaths.measure, (rows.LOCAL_DEATH, rows.LOCAL_VERDICT)),
     Measurement(local_launches.measure_sight, (rows.NEW_SERVER,)),
     Measurement(local_launches.measure_cost, (rows.LAUNCH_CPU, rows.LAUNCH_MEMORY)),
+    Measurement(managed.measure_health, (rows.ENSURE_HEALTHY,)),
+    Measurement(managed.measure_restart, (rows.MANAGED_RESTART,)),
     Measurement(scrape_cost.measure, (rows.SERIES_CPU, rows.PAGE_8)),
     Measurement(scrape_cost.measure_local, (rows.LOCAL_PAGE_8,)),
     Measurement(classifier.measure, (rows.CLASSIFIER,)),
@@ -68,6 +72,10 @@ MEASUREMENTS: Final = (
             rows.FLEET_1000_CPU,
             rows.FLEET_1000_PAGE,
         ),
+    ),
+    Measurement(
+        managed_many.measure,
+        (rows.MANAGED_50_CPU, rows.MANAGED_50_MEMORY, rows.MANAGED_50_PAGE),
     ),
 )
 

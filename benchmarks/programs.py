@@ -60,14 +60,18 @@ class Program:
         return self.process.pid
 
     def wait_until(
-        self, is_so: Callable[[], bool], what: str, every_seconds: float = _POLL_SECONDS
+        self,
+        is_so: Callable[[], bool],
+        what: str,
+        every_seconds: float = _POLL_SECONDS,
+        within_seconds: float = READY_SECONDS,
     ) -> None:
         """Asks until it is so.
 
         Raises:
-            NotMeasurableError: it was not, for `READY_SECONDS`, or the program ended before.
+            NotMeasurableError: it was not, for `within_seconds`, or the program ended before.
         """
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + within_seconds
         while not is_so():
             if self.process.poll() is not None:
                 said = self.log_path.read_text(encoding="utf-8", errors="replace").strip()
@@ -75,7 +79,7 @@ class Program:
                     f"ended while waiting for {what}: {said[-_LOG_CHARACTERS:]}"
                 )
             if time.monotonic() > deadline:
-                raise NotMeasurableError(f"not within {READY_SECONDS:g} s: {what}")
+                raise NotMeasurableError(f"not within {within_seconds:g} s: {what}")
             time.sleep(every_seconds)
 
 
@@ -191,7 +195,7 @@ def started_agent(
         yield it
 
 
-def await_running(agent: Program, count: int) -> None:
+def await_running(agent: Program, count: int, within_seconds: float = READY_SECONDS) -> None:
     """Waits until the agent shows so many servers as running.
 
     Raises:
@@ -199,7 +203,9 @@ def await_running(agent: Program, count: int) -> None:
     """
     with Scraper(agent.port) as scraper:
         agent.wait_until(
-            lambda: running_servers(scraper.get().body) == count, f"all {count} servers are running"
+            lambda: running_servers(scraper.get().body) == count,
+            f"all {count} servers are running",
+            within_seconds=within_seconds,
         )
 
 

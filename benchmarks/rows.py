@@ -137,6 +137,36 @@ GPU_MEMORY: Final = Row(
     "MiB",
     Bar(1.0, Judged.RATIO, "less than nvitop-exporter"),
 )
+ENSURE_HEALTHY: Final = Row(
+    "ensure-healthy",
+    "ensure-healthy of a managed server that runs, over the control socket",
+    "ms",
+    Bar(5.0, Judged.P99, "p99 <= 5 ms"),
+)
+MANAGED_RESTART: Final = Row(
+    "managed-restart",
+    "SIGKILL of a managed server to its next process, beyond the delay",
+    "ms",
+    Bar(100.0, Judged.P99, "p99 <= 100 ms"),
+)
+MANAGED_50_CPU: Final = Row(
+    "managed-50-cpu",
+    "CPU at rest, 50 managed servers, scraped every 15 s",
+    "% of a core",
+    Bar(50 / 8 * 0.5, Judged.MEDIAN, "<= 3.1 % (0.5 % for 8)"),
+)
+MANAGED_50_MEMORY: Final = Row(
+    "managed-50-memory",
+    "resident memory, 50 managed servers, after scrapes",
+    "MiB",
+    Bar(60.0, Judged.MEDIAN, "<= 60 MiB"),
+)
+MANAGED_50_PAGE: Final = Row(
+    "managed-50-page",
+    "/metrics of 50 managed servers, gzip",
+    "ms",
+    Bar(50.0, Judged.P99, "p99 <= 50 ms"),
+)
 LAUNCH_CPU: Final = Row(
     "launch-cpu",
     "CPU to find one more local server and follow it until it serves",
@@ -198,6 +228,8 @@ ROWS: Final = (
     LOCAL_DEATH,
     LOCAL_VERDICT,
     NEW_SERVER,
+    ENSURE_HEALTHY,
+    MANAGED_RESTART,
     PROBE_CPU,
     SERIES_CPU,
     PAGE_8,
@@ -217,5 +249,8 @@ ROWS: Final = (
     FLEET_200_PAGE,
     FLEET_1000_CPU,
     FLEET_1000_PAGE,
+    MANAGED_50_CPU,
+    MANAGED_50_MEMORY,
+    MANAGED_50_PAGE,
     FLAT_MEMORY,
 )

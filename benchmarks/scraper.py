@@ -94,30 +94,37 @@ class Scraper:
         request = f"GET {path or self._path}{self._head}".encode("ascii")
         if self._connection is not None:
             try:
-                return self._exchange(self._connection, request)
+                return exchange(self._connection, request)
             except (NoAnswerError, ConnectionError):
                 self.close()
         self._connection = socket.create_connection(("127.0.0.1", self._port), TIMEOUT_SECONDS)
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return self._exchange(self._connection, request)
+        return exchange(self._connection, request)
 
-    def _exchange(self, connection: socket.socket, request: bytes) -> Answer:
-        began = time.perf_counter()
-        connection.sendall(request)
-        received = bytearray()
-        while (body_at := received.find(_END_OF_HEAD)) < 0:
+
+def exchange(connection: socket.socket, request: bytes) -> Answer:
+    """Sends a request and reads its answer.
+
+    Raises:
+        NoAnswerError: the connection ended before the answer did.
+        OSError: no byte came for as long as the connection waits.
+    """
+    began = time.perf_counter()
+    connection.sendall(request)
+    received = bytearray()
+    while (body_at := received.find(_END_OF_HEAD)) < 0:
+        _receive(connection, received)
+    body_at += len(_END_OF_HEAD)
+    head = bytes(received[:body_at])
+    length = _LENGTH.search(head)
+    if length is not None:
+        while len(received) < body_at + int(length[1]):
             _receive(connection, received)
-        body_at += len(_END_OF_HEAD)
-        head = bytes(received[:body_at])
-        length = _LENGTH.search(head)
-        if length is not None:
-            while len(received) < body_at + int(length[1]):
-                _receive(connection, received)
-        else:
-            while not received.endswith(_LAST_CHUNK):
-                _receive(connection, received)
-        seconds = time.perf_counter() - began
-        return Answer(int(head.split(None, 2)[1]), head, bytes(received[body_at:]), seconds)
+    else:
+        while not received.endswith(_LAST_CHUNK):
+            _receive(connection, received)
+    seconds = time.perf_counter() - began
+    return Answer(int(head.split(None, 2)[1]), head, bytes(received[body_at:]), seconds)
 
 
 def _receive(connection: socket.socket, received: bytearray) -> None:

@@ -20,6 +20,8 @@ class Scale:
     starts: int
     deaths: int
     launches: int
+    health_requests: int
+    restarts: int
     small_page_rounds: int
     large_page_rounds: int
     huge_page_scrapes: int
@@ -35,6 +37,8 @@ FULL: Final = Scale(
     starts=10,
     deaths=110,
     launches=40,
+    health_requests=2000,
+    restarts=40,
     small_page_rounds=27,
     large_page_rounds=25,
     huge_page_scrapes=30,
@@ -49,6 +53,8 @@ QUICK: Final = Scale(
     starts=3,
     deaths=30,
     launches=15,
+    health_requests=500,
+    restarts=16,
     small_page_rounds=6,
     large_page_rounds=2,
     huge_page_scrapes=10,

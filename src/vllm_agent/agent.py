@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import logging
-import resource
+import os
 import signal
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from vllm_agent import __version__, log
 from vllm_agent.config.choices import GpuUse
 from vllm_agent.expose.exposition import Exposition
 from vllm_agent.expose.http_api import control_app, read_app
+from vllm_agent.expose.operations import CannotReloadError
 from vllm_agent.host.clock import now
 from vllm_agent.host.discovery import Discovery
 from vllm_agent.host.gpu.amdgpu import AmdgpuReader
@@ -26,9 +28,11 @@ from vllm_agent.host.gpu.demo import DemoReader
 from vllm_agent.host.gpu.nvml import NvmlReader
 from vllm_agent.host.hf_hub.sizes import HubSizes
 from vllm_agent.host.local_host import LocalHost
+from vllm_agent.host.open_files import raise_open_files
 from vllm_agent.host.proc import Proc
 from vllm_agent.host.process_table import ProcessTable
 from vllm_agent.lifecycle.states import LifecycleMode
+from vllm_agent.operations import Reload, RosterOperations
 from vllm_agent.publication import Publication
 from vllm_agent.roster import Roster
 from vllm_agent.snapshot import CollectorSnapshot
@@ -47,9 +51,6 @@ if TYPE_CHECKING:
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.observations import Sight
     from vllm_agent.snapshot import GpuSnapshot, ServerSnapshot
-
-OPEN_FILES: Final = 1024
-"""Enough for 32 servers with 20 processes each: a file for each process, some for each probe."""
 
 GC_ALLOCATIONS: Final = 10_000
 """Allocations before the youngest generation is looked through, instead of Python's 700: a scrape
@@ -101,14 +102,20 @@ class _Agent:
         self._store: Store
         self._roster: Roster
         self._exposition: Exposition
+        self._reload: Reload
+        self._operations: RosterOperations
+        self._reloading: asyncio.Task[None] | None = None
+        self._environ = dict(os.environ)
 
     async def run(self) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, _say_reload_is_missing)
-        _raise_open_files()
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        raise_open_files()
+        for warning in self._config.warnings:
+            _LOGGER.warning("configuration", extra={"detail": warning})
         self._store = await Store.open(self._settings.state_dir, clock=now)
         source = self._config.source
         publication = Publication(
@@ -148,8 +155,20 @@ class _Agent:
             publication=publication,
             host=self._local_host(proc, table),
             clock=now,
+            state_dir=self._settings.state_dir,
+            environ=self._environ,
             count_dropped=self._count_dropped,
         )
+        self._reload = Reload(
+            self._config,
+            self._config.source,
+            self._environ,
+            roster=roster,
+            publication=publication,
+            clock=now,
+            told_again=self._tell_again,
+        )
+        self._operations = RosterOperations(roster, self._reload)
         is_local = any(s.mode is not LifecycleMode.EXTERNAL for s in self._config.servers)
         if not is_local and not self._config.discovery.enabled:
             if not self._config.servers:
@@ -193,13 +212,22 @@ class _Agent:
             history,
             metrics,
             telemetry_path,
-            self._roster.set_maintenance,
+            self._operations.set_maintenance,
             self._roster.forget,
+            self._operations,
         )
         if not await self._serve_control(web_server, control):
             again = self._serve_control_later(web_server, control)
             self._control_retry = asyncio.create_task(again, name="control socket")
-        readers: web.Application = read_app(current, now, history, metrics, telemetry_path)
+        readers: web.Application = read_app(
+            current,
+            now,
+            history,
+            metrics,
+            telemetry_path,
+            self._operations,
+            may_reload=self._settings.enable_lifecycle,
+        )
         for address in await web_server.serve(self._settings.listen_addresses, readers):
             _LOGGER.info("listening", extra={"address": address, "version": __version__})
 
@@ -234,8 +262,7 @@ class _Agent:
             await stop.wait()
         finally:
             _LOGGER.info("stopping")
-            if self._control_retry is not None:
-                tasks.append(self._control_retry)
+            tasks += [t for t in (self._control_retry, self._reloading) if t is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -254,6 +281,18 @@ class _Agent:
         _settle_memory()
         publication.become_ready()
         _LOGGER.info("ready", extra={"servers": len(list(self._roster.runners))})
+
+    def _tell_again(self) -> None:
+        if self._discovery is not None:
+            self._discovery.tell_again()
+
+    def _reload_soon(self) -> None:
+        self._reloading = asyncio.create_task(self._reload_now(), name="reload")
+
+    async def _reload_now(self) -> None:
+        # It is logged, and shown by a metric.
+        with contextlib.suppress(CannotReloadError):
+            await self._reload.now()
 
     def _collectors(self) -> tuple[CollectorSnapshot, ...]:
         status = self._store.status
@@ -316,21 +355,3 @@ def _settle_memory() -> None:
         trim(0)
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS, 20, GC_OLD_ROUNDS)
-
-
-def _say_reload_is_missing() -> None:
-    _LOGGER.warning("SIGHUP does not reload the configuration yet: restart the agent")
-
-
-def _raise_open_files() -> None:
-    """Each process of a launch, each probe and each reader of the page has a file open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        _LOGGER.debug("the limit of open files cannot be raised")
-    if hard < OPEN_FILES:
-        _LOGGER.warning(
-            "the limit of open files is low: with none left the agent answers nobody",
-            extra={"limit": hard, "advice": f"raise it to {OPEN_FILES} (LimitNOFILE=, ulimit -n)"},
-        )

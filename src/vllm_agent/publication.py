@@ -51,6 +51,8 @@ class Publication:
         self._servers: dict[str, ServerSnapshot] = {}
         self._generation = 0
         self._is_ready = False
+        self._config_loaded = started
+        self._is_config_load_successful = True
 
     def publish(self, server: ServerSnapshot) -> None:
         """Replaces what is known of one server."""
@@ -67,6 +69,16 @@ class Publication:
         self._is_ready = True
         self._generation += 1
 
+    def config_was_loaded(self, at: Instant) -> None:
+        """Says that a new configuration holds."""
+        self._config_loaded, self._is_config_load_successful = at, True
+        self._generation += 1
+
+    def config_was_refused(self) -> None:
+        """Says that the configuration that holds is not the one of its file."""
+        self._is_config_load_successful = False
+        self._generation += 1
+
     @property
     def servers(self) -> Iterable[ServerSnapshot]:
         """The newest value of every server."""
@@ -81,7 +93,8 @@ class Publication:
             servers=tuple(self._servers.values()),
             collectors=self._collectors(),
             dropped=MappingProxyType(dict(self._dropped())),
-            config_load_unix_seconds=self._started.unix_seconds,
+            config_load_unix_seconds=self._config_loaded.unix_seconds,
+            is_config_load_successful=self._is_config_load_successful,
             discovered=self._discovered(),
             sights=self._sights(),
             config_file=self._config_file,

@@ -8,42 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.config.choices import DiscoveryPage
 from vllm_agent.config.match import is_at, matches
 from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.host.local_server import LocalServer
+from vllm_agent.host.model_environment import read_environ
 from vllm_agent.host.pid_file import pid_of
-from vllm_agent.host.secret_shapes import without_shapes
 from vllm_agent.host.strays import is_left_by
 from vllm_agent.host.vllm_eyes import HttpEyes, target_of
 from vllm_agent.host.vllm_http import Target
-from vllm_agent.lifecycle.events import ProcessMissing
-from vllm_agent.lifecycle.server_life import Policy
+from vllm_agent.lifecycle.events import Asked, ProcessMissing
+from vllm_agent.lifecycle.management import Wish
 from vllm_agent.lifecycle.server_names import name_of
-from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
+from vllm_agent.lifecycle.states import ALIVE_PHASES, LifecycleMode, Phase, ServerState
+from vllm_agent.policies import is_other_launch, is_to_stop, policy_of, policy_of_memory
+from vllm_agent.roster_entry import DOWN_PHASES, Entry, supervised
 from vllm_agent.server_runner import ServerRunner, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from vllm_agent.config.model import Config, ServerConfig
     from vllm_agent.host.local_host import LocalHost
-    from vllm_agent.host.proc import Proc, ProcessStat
-    from vllm_agent.lifecycle.server_life import Memory
-    from vllm_agent.observations import Instant, ProcessId, Sighting
+    from vllm_agent.host.proc import ProcessStat
+    from vllm_agent.lifecycle.server_life import Memory, Policy
+    from vllm_agent.observations import Instant, Sighting
     from vllm_agent.publication import Publication
     from vllm_agent.snapshot import ServerSnapshot
     from vllm_agent.store import Store
 
 FIRST_LOOKS_AT_ONCE: Final = 64
 """First looks under way at a time: a thousand at once would time out by their own weight."""
-
-FAULT_PAUSE_SECONDS: Final = 5.0
-"""Pause before a runner that ended by a fault of ours begins again."""
 
 LEAVE_CHECK_SECONDS: Final = 10.0
 """How often it is seen whether a discovered server's time is over: the shortest is minutes."""
@@ -55,42 +53,10 @@ MAX_KEPT_PER_LIVING: Final = 1
 """Discovered servers that ended, per one that may live: a crash loop under changing names must not
 fill the page for a day. The oldest leave early, counted."""
 
+KILL_SECONDS: Final = 15.0
+"""How long a server is waited for after SIGKILL when the agent ends: its driver may hold it."""
+
 _LOGGER: Final = logging.getLogger(__name__)
-_DOWN: Final = frozenset({Phase.ABSENT, Phase.CRASHED})
-_ENDING: Final = frozenset({Phase.ENDING, Phase.OVERDUE})
-
-
-@dataclass(slots=True)
-class _Entry:
-    """A server that is watched.
-
-    `holder` is the newest process that belongs to it; `is_seen` whether this agent saw one, and
-    `remembered` the one that the agent before it saw last.
-    """
-
-    runner: ServerRunner
-    task: asyncio.Task[None]
-    config: ServerConfig | None
-    local: LocalServer | None
-    remembered: ProcessId | None = None
-    holder: ProcessId | None = None
-    is_seen: bool = False
-
-    @property
-    def phase(self) -> Phase:
-        return self.runner.snapshot.life.phase
-
-    def is_held(self, proc: Proc) -> bool:
-        """Whether a process that is not about to end belongs to it."""
-        if self.holder is None:
-            return False
-        if not self.is_seen:
-            # Of an agent before this one: it may be gone.
-            return proc.is_same(self.holder)
-        launch = self.runner.snapshot.life.launch
-        # What it was given last is in its inbox, if it is not its launch.
-        is_new = launch is None or launch.process != self.holder
-        return is_new or self.phase not in _DOWN | _ENDING
 
 
 class Roster:
@@ -104,6 +70,8 @@ class Roster:
         publication: Publication,
         host: LocalHost,
         clock: Callable[[], Instant],
+        state_dir: Path,
+        environ: Mapping[str, str],
         count_dropped: Callable[[str], None],
     ) -> None:
         self._config = config
@@ -111,9 +79,11 @@ class Roster:
         self._publication = publication
         self._host = host
         self._clock = clock
+        self._state_dir = state_dir
+        self._environ = environ
         self._count_dropped = count_dropped
         self._first_looks = asyncio.Semaphore(FIRST_LOOKS_AT_ONCE)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._leaving: set[str] = set()
 
     @property
@@ -123,15 +93,31 @@ class Roster:
 
     async def begin(self) -> None:
         """Begins to watch what is configured, and what an agent before this one discovered."""
-        for server in self._config.servers:
-            self._add_configured(server)
-            if server.mode is not LifecycleMode.EXTERNAL:
-                self._remember(server.name, await self._store.recall(server.name))
+        await self._add_all(self._config.servers)
         if self._config.discovery.enabled:
             for name, memory in (await self._store.recall_discovered()).items():
                 if name not in self._entries and not self._is_outdated(memory):
-                    self._add_discovered(name, self._policy_of_memory(memory))
+                    self._add_discovered(name, policy_of_memory(memory))
                     self._remember(name, memory)
+
+    async def apply(self, config: Config) -> None:
+        """Watches what a new configuration says; a server that it does not change is not touched.
+
+        What of a managed server is not as it was started is started again.
+        """
+        before = {server.name: server for server in self._config.servers}
+        after = {server.name: server for server in config.servers}
+        self._config = config
+        for name in before.keys() - after.keys():
+            await self._let_go(name, before[name])
+        changed = [server for name, server in after.items() if server != before.get(name)]
+        for server in changed:
+            await self._end_entry(server.name)
+        await self._add_all(changed)
+        for server in changed:
+            was = before.get(server.name)
+            if was is not None and is_other_launch(was, server):
+                self._entries[server.name].runner.tell(Asked(Wish.RESTART, server.model))
 
     def is_configured(self, sighting: Sighting) -> bool:
         """Whether a configured server means this process."""
@@ -139,13 +125,15 @@ class Roster:
 
     def found(self, sighting: Sighting) -> None:
         """A main process that was not seen before."""
+        if self._is_managed(sighting):
+            return
         entry = self._configured(sighting) or self._holder(sighting)
         if entry is None:
             if not self._config.discovery.enabled or self._is_watched_by_url(sighting):
                 return
             entry = self._discovered(sighting)
         entry.holder, entry.is_seen = sighting.process, True
-        entry.runner.appear(sighting, self._policy(entry.config, sighting))
+        entry.runner.appear(sighting, policy_of(self._config, entry.config, sighting))
         if self._config.discovery.enabled:
             self._make_room()
 
@@ -174,9 +162,9 @@ class Roster:
         for runner in self.runners:
             await runner.first_look_done.wait()
 
-    async def set_maintenance(self, server: str, until_unix_seconds: float | None) -> None:
-        """Begins or ends the maintenance of a server. Raises KeyError if there is none."""
-        await self._entries[server].runner.set_maintenance(until_unix_seconds)
+    def runner(self, server: str) -> ServerRunner:
+        """The owner of a server. Raises KeyError if there is none."""
+        return self._entries[server].runner
 
     async def forget(self, server: str) -> None:
         """Lets a discovered server that ended leave now.
@@ -188,7 +176,7 @@ class Roster:
         entry = self._entries[server]
         if entry.config is not None:
             raise CannotForgetError(f"{server} is configured: remove it from the configuration")
-        if entry.phase not in _DOWN:
+        if entry.phase not in DOWN_PHASES:
             raise CannotForgetError(f"{server} is {entry.runner.snapshot.life.state}: it is there")
         await self._leave(server)
 
@@ -199,17 +187,19 @@ class Roster:
             now = self._clock()
             for name, entry in list(self._entries.items()):
                 life = entry.runner.snapshot.life
-                if entry.config is None and entry.phase in _DOWN:
+                if entry.config is None and entry.phase in DOWN_PHASES:
                     down_seconds = now.unix_seconds - life.entered.unix_seconds
                     if down_seconds >= self._keep_seconds(life.state):
                         await self._leave(name)
 
     async def end(self) -> None:
-        """Ends all watching; the servers are not touched."""
-        tasks = [entry.task for entry in self._entries.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Ends all watching, and the managed servers that are to end with the agent."""
+        entries = self._entries.values()
+        await asyncio.gather(*(_stop_with_agent(entry) for entry in entries))
+        for name in list(self._entries):
+            self._entries[name].task.cancel()
+        for name in list(self._entries):
+            await self._end_entry(name)
 
     def _remember(self, name: str, memory: Memory | None) -> None:
         entry = self._entries[name]
@@ -218,7 +208,7 @@ class Roster:
 
     # Who is who.
 
-    def _configured(self, sighting: Sighting) -> _Entry | None:
+    def _configured(self, sighting: Sighting) -> Entry | None:
         arguments: tuple[str, ...] | None = None
         for entry in self._entries.values():
             server = entry.config
@@ -233,6 +223,14 @@ class Roster:
                 return entry
         return None
 
+    def _is_managed(self, sighting: Sighting) -> bool:
+        """Whether it is of a launch of the agent's own, of which its launcher tells."""
+        launchers = [entry.launcher for entry in self._entries.values() if entry.launcher]
+        if not launchers:
+            return False
+        environ = read_environ(self._host.proc, sighting.process.pid) or b""
+        return any(launcher.has_marked(environ) for launcher in launchers)
+
     def _is_watched_by_url(self, sighting: Sighting) -> bool:
         """Whether it is an external server of the configuration: one server has one name."""
         for server in self._config.servers:
@@ -244,14 +242,14 @@ class Roster:
                 return True
         return False
 
-    def _holder(self, sighting: Sighting) -> _Entry | None:
+    def _holder(self, sighting: Sighting) -> Entry | None:
         """The discovered server that this very process belonged to under another agent."""
         for entry in self._entries.values():
             if entry.config is None and entry.holder == sighting.process:
                 return entry
         return None
 
-    def _discovered(self, sighting: Sighting) -> _Entry:
+    def _discovered(self, sighting: Sighting) -> Entry:
         taken = [
             name
             for name, entry in self._entries.items()
@@ -259,18 +257,30 @@ class Roster:
         ]
         name = name_of(sighting, taken)
         if name not in self._entries:
-            self._add_discovered(name, self._policy(None, sighting))
+            self._add_discovered(name, policy_of(self._config, None, sighting))
         return self._entries[name]
 
     # Comings and goings.
 
+    async def _add_all(self, servers: Iterable[ServerConfig]) -> None:
+        for server in servers:
+            self._add_configured(server)
+            if server.mode is not LifecycleMode.EXTERNAL:
+                self._remember(server.name, await self._store.recall(server.name))
+
+    def _launched(self, name: str, sighting: Sighting) -> None:
+        """The main process of a managed server is there."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.holder, entry.is_seen = sighting.process, True
+            entry.runner.appear(sighting, policy_of(self._config, entry.config, sighting))
+
     def _add_configured(self, server: ServerConfig) -> None:
-        policy = self._policy(server, None)
-        url = "" if server.url is None else str(server.url)
+        policy = policy_of(self._config, server, None)
         watched = Watched(
             name=server.name,
             mode=server.mode,
-            url=url,
+            url="" if server.url is None else str(server.url),
             policy=policy,
             interval_seconds=server.probe.interval_seconds,
         )
@@ -299,25 +309,58 @@ class Roster:
         self, watched: Watched, eyes: HttpEyes | LocalServer, config: ServerConfig | None
     ) -> None:
         local = eyes if isinstance(eyes, LocalServer) else None
+        launcher = None
+        if config is not None and config.mode is LifecycleMode.MANAGED:
+            # An agent that only watches does not hold what starts servers.
+            from vllm_agent.host.launching.launcher import ManagedLauncher  # noqa: PLC0415
+
+            launcher = ManagedLauncher(
+                config,
+                host=self._host,
+                state_dir=self._state_dir,
+                launched=partial(self._launched, watched.name),
+                agent_environ=self._environ,
+            )
         runner = ServerRunner(
             watched,
             eyes=eyes,
             processes=local,
+            launcher=launcher,
             recorder=self._store,
             publish=self._publication.publish,
             clock=self._clock,
             first_looks=self._first_looks,
+            count_dropped=self._count_dropped,
         )
         task = asyncio.create_task(supervised(watched.name, runner), name=f"server {watched.name}")
-        self._entries[watched.name] = _Entry(runner, task, config, local)
+        self._entries[watched.name] = Entry(runner, task, config, local, launcher)
+
+    async def _end_entry(self, name: str) -> Entry | None:
+        """Ends the watching of a server, which goes on."""
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            entry.task.cancel()
+            await asyncio.gather(entry.task, return_exceptions=True)
+            entry.runner.close()
+        return entry
+
+    async def _let_go(self, name: str, server: ServerConfig) -> None:
+        """Watches a server no more that the configuration does not name any more."""
+        entry = self._entries[name]
+        if is_to_stop(server):
+            await _stop_with_agent(entry)
+        elif entry.launcher is not None and entry.phase in ALIVE_PHASES:
+            text = "removed from the configuration, and left running: nobody restarts it now"
+            _LOGGER.warning(text, extra={"server": name})
+        await self._end_entry(name)
+        self._publication.remove(name)
 
     async def _leave(self, name: str) -> None:
-        entry = self._entries.pop(name, None)
+        entry = self._entries.get(name)
         if entry is None:
             return
         await entry.runner.forget()
-        entry.task.cancel()
-        await asyncio.gather(entry.task, return_exceptions=True)
+        await self._end_entry(name)
         self._publication.remove(name)
         _LOGGER.info("forgotten", extra={"server": name})
 
@@ -330,7 +373,7 @@ class Roster:
         down = [
             (_importance(entry.runner.snapshot), name)
             for name, entry in self._entries.items()
-            if entry.config is None and entry.phase in _DOWN and name not in self._leaving
+            if entry.config is None and entry.phase in DOWN_PHASES and name not in self._leaving
         ]
         excess = len(down) - MAX_KEPT_PER_LIVING * self._config.discovery.max_servers
         for _, name in sorted(down)[: max(0, excess)]:
@@ -350,51 +393,24 @@ class Roster:
         return KEEP_FAILED_SECONDS
 
     def _is_outdated(self, memory: Memory) -> bool:
-        if memory.phase not in _DOWN or memory.entered_unix_seconds is None:
+        if memory.phase not in DOWN_PHASES or memory.entered_unix_seconds is None:
             return False
         down_seconds = self._clock().unix_seconds - memory.entered_unix_seconds
         stopped = memory.phase is Phase.ABSENT
         state = ServerState.STOPPED if stopped else ServerState.CRASHED
         return down_seconds >= self._keep_seconds(state)
 
-    # What decisions about a server need to know.
 
-    def _policy(self, server: ServerConfig | None, sighting: Sighting | None) -> Policy:
-        probe = self._config.default_probe if server is None else server.probe
-        start = self._config.default_start if server is None else server.start
-        restart = self._config.default_restart if server is None else server.restart
-        model = None if server is None else server.model
-        return Policy(
-            failure_threshold=probe.failure_threshold,
-            max_restarts=restart.max_restarts,
-            restart_window_seconds=restart.window_seconds,
-            # As the names that it is compared with.
-            expected_model=model and without_shapes(model),
-            is_local=server is None or server.mode is not LifecycleMode.EXTERNAL,
-            has_http=sighting is None or not sighting.command.is_headless,
-            is_wanted=server is not None or self._is_wanted(sighting),
-            start_timeout_seconds=start.start_timeout_seconds,
-            load_timeout_seconds=start.load_timeout_seconds,
-        )
-
-    def _is_wanted(self, sighting: Sighting | None) -> bool:
-        if self._config.discovery.page is DiscoveryPage.ALL:
-            return True
-        return sighting is not None and sighting.is_supervised
-
-    def _policy_of_memory(self, memory: Memory) -> Policy:
-        return Policy(is_local=True, is_wanted=memory.is_wanted)
-
-
-async def supervised(name: str, runner: ServerRunner) -> None:
-    """Runs a runner for ever: a fault of one must end neither the others nor the watching."""
-    while True:
-        try:
-            await runner.run()
-        except Exception:
-            _LOGGER.exception("a runner ended by a fault of the agent", extra={"server": name})
-        runner.is_faulty = True
-        await asyncio.sleep(FAULT_PAUSE_SECONDS)
+async def _stop_with_agent(entry: Entry) -> None:
+    """Stops a server that is to end with the agent; a hung one keeps nobody for ever."""
+    if entry.config is None or not is_to_stop(entry.config):
+        return
+    try:
+        async with asyncio.timeout(entry.config.managed.stop_timeout_seconds + KILL_SECONDS):
+            await entry.runner.leave()
+    except TimeoutError:
+        text = "could not be stopped in time: it is left to the next agent"
+        _LOGGER.error(text, extra={"server": entry.config.name})  # noqa: TRY400 - no fault of ours
 
 
 def _importance(server: ServerSnapshot) -> tuple[bool, bool, bool, float]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from vllm_agent.lifecycle.events import Event
     from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Transition
-    from vllm_agent.observations import Knock, ProbeRound, ProcessId, Sight, Sighting
+    from vllm_agent.observations import EngineFacts, Knock, ProbeRound, ProcessId, Sight, Sighting
     from vllm_agent.snapshot import ServerSnapshot
 
 
@@ -20,6 +20,9 @@ class Eyes(Protocol):
         self, *, ask_models: bool, ask_metrics: bool = True, ask_version: bool = False
     ) -> ProbeRound:
         """Sends one round of probes. Never raises for what a server does."""
+
+    async def ask_engine(self) -> EngineFacts | None:
+        """What its engine has done so far; None where it does not say, or not in time."""
 
     @property
     def is_holding(self) -> bool:
@@ -79,6 +82,12 @@ class Launcher(Protocol):
 
     Nothing here waits: what came of it is told as an event.
     """
+
+    async def adopt(self, remembered: ProcessId | None) -> bool:
+        """Takes over the launch of an agent before, if it lives, and tells of it as of its own.
+
+        `remembered` is its main process, as far as that was written down.
+        """
 
     def start(self, attempt: int, model: str | None, tell: Callable[[Event], None]) -> None:
         """Checks what a start needs and starts the server.

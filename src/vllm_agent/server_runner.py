@@ -9,60 +9,73 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.idle_hold import IdleHold
 from vllm_agent.lifecycle.events import (
+    AgentLeaving,
+    Asked,
+    AskEngine,
+    CancelStart,
     ConnectionClosed,
     DropConnection,
+    EngineSeen,
     Follow,
     KeepConnection,
+    KeepEvidence,
+    KillAll,
     Knocked,
     LeaveLoad,
     Looked,
     LookNow,
     MaintenanceSet,
+    NoteDryRun,
     ProcessAppeared,
     ProcessMissing,
+    StartServer,
+    Terminate,
     Ticked,
     TreeSeen,
     WatchLoad,
 )
-from vllm_agent.lifecycle.load_summary import SUMMARY_SECONDS, summary
-from vllm_agent.lifecycle.pace import is_knocked_at, next_deadline_seconds, next_look_seconds
+from vllm_agent.lifecycle.managed import IDLE_PHASES
+from vllm_agent.lifecycle.management import Wish
+from vllm_agent.lifecycle.operations import (
+    Outcome,
+    Request,
+    answer,
+    answer_on_health,
+    answer_on_leaving,
+    report_on_health,
+    still_open,
+)
+from vllm_agent.lifecycle.pace import is_knocked_at, next_deadline_seconds
 from vllm_agent.lifecycle.server_life import Memory, ServerLife
-from vllm_agent.lifecycle.states import Phase, ServerState
 from vllm_agent.lifecycle.step import step
+from vllm_agent.look_plan import LookPlan
 from vllm_agent.observations import Probe
+from vllm_agent.open_requests import OpenRequests
+from vllm_agent.runner_log import RunnerLog
 from vllm_agent.snapshot import ProbeStats, ServerSnapshot
 
 if TYPE_CHECKING:
+    from asyncio import Future
     from collections.abc import Callable
 
-    from vllm_agent.lifecycle.events import Effect, Event
+    from vllm_agent.lifecycle.events import Effect, Event, LaunchEffect
+    from vllm_agent.lifecycle.operations import Answer
     from vllm_agent.lifecycle.server_life import Policy
     from vllm_agent.lifecycle.states import LifecycleMode
     from vllm_agent.lifecycle.step import Step
-    from vllm_agent.observations import Instant, ProbeRound, Sighting
-    from vllm_agent.runner_interfaces import Eyes, Processes, Recorder
+    from vllm_agent.observations import Instant, ProbeRound, ProcessId, Sighting
+    from vllm_agent.runner_interfaces import Eyes, Launcher, Processes, Recorder
 
-MODELS_INTERVAL_SECONDS: Final = 60.0
-"""Models are listed again after this long: the list of a launch rarely changes."""
-
-SLOTS_PER_INTERVAL: Final = 50
-"""Steady looks begin in slots of this part of the interval, so that those of several servers share
-a wake-up and warm caches: 1,000 servers at 10 s cost half the CPU of looks that are all alone."""
-
-CONNECTION_PAUSE_SECONDS: Final = 10.0
-"""An idle connection that lived shorter than this is opened again only an interval later: where
-something between closes idle connections, reopening at once would be a loop."""
+DROPPED_DRY_RUN: Final = "dry_run"
+"""A restart that `restart.dry_run` kept the agent from."""
 
 _LOGGER: Final = logging.getLogger(__name__)
-_LEVEL_OF_STATE: Final = MappingProxyType(
-    {ServerState.FAILED: logging.WARNING, ServerState.CRASHED: logging.ERROR}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +103,20 @@ class ServerRunner:
         clock: Callable[[], Instant],
         first_looks: asyncio.Semaphore,
         processes: Processes | None = None,
+        launcher: Launcher | None = None,
+        count_dropped: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._watched = watched
         self._eyes = eyes
         self._processes = processes
+        self._launcher = launcher
+        self._count_dropped = count_dropped
+        self._requests = OpenRequests()
         self._recorder = recorder
         self._publish = publish
         self._clock = clock
         self._first_looks = first_looks
-        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[Event, Future[None] | None]] = asyncio.Queue()
         self._snapshot = ServerSnapshot(
             name=watched.name,
             mode=watched.mode,
@@ -112,13 +130,12 @@ class ServerRunner:
         self._is_forgotten = False
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
-        self._load_told_seconds = 0.0
-        # A local server is looked at once there is a process to look at.
-        self._look_due_seconds = math.inf if watched.policy.is_local else 0.0
-        self._models_due_seconds = 0.0
-        self._version_launch: int | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._connect_not_before_seconds = 0.0
+        self._asking: asyncio.Task[None] | None = None
+        self._log = RunnerLog(watched.name)
+        self._plan = LookPlan(watched.interval_seconds, is_local=watched.policy.is_local)
+        self._hold = IdleHold(
+            eyes, clock, watched.interval_seconds, lambda: self.tell(ConnectionClosed())
+        )
         self.first_look_done = asyncio.Event()
         self.is_faulty = False
         self.last_look: ProbeRound | None = None
@@ -148,9 +165,42 @@ class ServerRunner:
 
     async def set_maintenance(self, until_unix_seconds: float | None) -> None:
         """Begins (infinity: without an end) or ends (None) maintenance; returns once committed."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inbox.put_nowait((MaintenanceSet(until_unix_seconds), done))
-        await done
+        await self._noted(MaintenanceSet(until_unix_seconds))
+
+    async def ask(self, wish: Wish, model: str | None = None) -> Answer:
+        """Starts, stops or restarts a managed server, and waits for what comes of it."""
+        await self._noted(Asked(wish, model))
+        request = Request.made(wish, self._snapshot.life)
+        return await self._answered(lambda life: answer(life, request))
+
+    async def ensure_healthy(self, timeout_seconds: float) -> Answer:
+        """Waits until the server serves; starts it before where it is managed."""
+        life = self._snapshot.life
+        if not self._policy.is_managed:
+            return report_on_health(life)
+        known = answer_on_health(life)
+        if known is not None and known.outcome is Outcome.DONE:
+            return known
+        if known is not None or life.phase in IDLE_PHASES:
+            await self._noted(Asked(Wish.START))
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await self._answered(answer_on_health)
+        except TimeoutError:
+            return still_open(self._snapshot.life)
+
+    async def leave(self) -> None:
+        """Stops a managed server with the agent: returns once nothing of it is left."""
+        self.tell(AgentLeaving())
+        await self._answered(answer_on_leaving)
+
+    def close(self) -> None:
+        """Answers whoever waits for a server that is watched no more."""
+        self._requests.end()
+        while not self._inbox.empty():
+            _, done = self._inbox.get_nowait()
+            if done is not None and not done.done():
+                done.set_result(None)
 
     async def run(self) -> None:
         """Watches the server until cancelled. Cancelling never touches the server."""
@@ -166,10 +216,8 @@ class ServerRunner:
         if self._inbox.empty():
             # Else it is known in a moment what there is to see.
             self._publish(self._snapshot)
-        if self._snapshot.sighting is not None:
-            # Begun again after a fault: what was followed then is followed no more.
-            self.tell(ProcessAppeared(self._snapshot.sighting))
         try:
+            await self._find_again(memory)
             if not self._policy.is_local:
                 await self._look_first()
             while True:
@@ -177,14 +225,32 @@ class ServerRunner:
         finally:
             await self._let_go()
 
+    async def _find_again(self, memory: Memory | None) -> None:
+        """Takes up what there was before this began, under another agent or before a fault."""
+        if self._launcher is not None:
+            is_ours = memory is not None and memory.is_goal_up is not None
+            known = memory.process if memory is not None and is_ours else None
+            if not await self._launcher.adopt(known):
+                self.tell(ProcessMissing())
+        elif self._snapshot.sighting is not None:
+            # Begun again after a fault: what was followed then is followed no more.
+            self.tell(ProcessAppeared(self._snapshot.sighting))
+
+    async def _noted(self, event: Event) -> None:
+        """Waits until what `event` changed is committed."""
+        done: Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait((event, done))
+        await done
+
+    async def _answered(self, of: Callable[[ServerLife], Answer | None]) -> Answer:
+        return await self._requests.answered(of, self._snapshot.life)
+
     async def _look_first(self) -> None:
         async with self._first_looks:
             self._start_look()
             while not self.first_look_done.is_set():
                 await self._turn()
-        # Spread over the interval, so that a thousand servers are not asked in one burst.
-        due = self._look_due_seconds - random.random() * self._spread_seconds()  # noqa: S311 - no secret
-        self._look_due_seconds = _in_slot(due, self._watched.interval_seconds)
+        self._plan.spread(self._snapshot.life)
 
     async def _turn(self) -> None:
         """Handles one event, or starts the look that is due."""
@@ -192,7 +258,7 @@ class ServerRunner:
             async with asyncio.timeout(self._wait_seconds()):
                 event, done = await self._inbox.get()
         except TimeoutError:
-            if self._looking is None and self._clock().monotonic_seconds >= self._look_due_seconds:
+            if self._looking is None and self._clock().monotonic_seconds >= self._plan.due_seconds:
                 self._start_look()
             else:
                 await self._handle(Ticked())
@@ -205,13 +271,9 @@ class ServerRunner:
         now = self._clock()
         deadline = next_deadline_seconds(self._snapshot.life, self._policy, now)
         due = [] if deadline is None else [deadline]
-        if self._looking is None and self._look_due_seconds != math.inf:
-            due.append(self._look_due_seconds - now.monotonic_seconds)
+        if self._looking is None and self._plan.due_seconds != math.inf:
+            due.append(self._plan.due_seconds - now.monotonic_seconds)
         return max(0.0, min(due)) if due else None
-
-    def _spread_seconds(self) -> float:
-        steady = self._snapshot.life.phase is not Phase.LOST
-        return self._watched.interval_seconds if steady else 0.0
 
     async def _handle(self, event: Event) -> None:
         now = self._clock()
@@ -222,9 +284,11 @@ class ServerRunner:
         before = self._snapshot.life
         await self._commit(snapshot, result)
         if isinstance(event, Looked):
-            self._plan_look_after(event.look, now)
+            self._plan.looked(result.life, self._policy, event.look, now)
         elif self._policy.is_local and _changes_pace(event, before, result.life):
-            self._plan_look(now)
+            self._plan.paced(result.life, self._policy, now)
+        if self._look_again and self._looking is None:
+            self._start_look()
         for effect in result.effects:
             self._execute(effect)
         if isinstance(event, Looked | Knocked | ProcessMissing):
@@ -241,9 +305,10 @@ class ServerRunner:
                 self._watched.name, memory, result.transition, result.ending, launch
             )
             self._memory = memory
-        self._log(result)
+        self._log.committed(self._snapshot.life, result)
         self._snapshot = snapshot
         self._publish(snapshot)
+        self._requests.committed(snapshot.life)
 
     def _to_remember(self, snapshot: ServerSnapshot) -> Memory:
         return replace(
@@ -256,48 +321,6 @@ class ServerRunner:
             is_forgotten=self._is_forgotten,
         )
 
-    def _log(self, result: Step) -> None:
-        name, before = self._watched.name, self._snapshot.life
-        transition = result.transition
-        if transition is not None and transition.is_change_of_state:
-            _LOGGER.log(
-                _LEVEL_OF_STATE.get(transition.to_state, logging.INFO),
-                "state changed",
-                extra={
-                    "server": name,
-                    "from": transition.from_state,
-                    "to": transition.to_state,
-                    "reason": transition.reason,
-                    "detail": transition.detail,
-                },
-            )
-        self._log_load(result)
-        if result.launch is not None and result.launch.number > 1:
-            _LOGGER.warning("restarted", extra={"server": name, "launch": result.launch.number})
-        if result.life.budget.is_limit_reached and not before.budget.is_limit_reached:
-            _LOGGER.error("restart limit reached", extra={"server": name})
-        if result.life.is_load_balanced and not before.is_load_balanced:
-            text = "a load balancer answers here: restarts are no longer compared by start time"
-            _LOGGER.warning(text, extra={"server": name})
-        if result.life.is_in_maintenance != before.is_in_maintenance:
-            text = "maintenance began" if result.life.is_in_maintenance else "maintenance ended"
-            _LOGGER.info(text, extra={"server": name})
-
-    def _log_load(self, result: Step) -> None:
-        """A line each SUMMARY_SECONDS on a load that goes on."""
-        load = result.life.load
-        if load is None or load is self._snapshot.life.load or load.ended is not None:
-            return
-        now = load.look.at
-        is_due = now.monotonic_seconds >= self._load_told_seconds + SUMMARY_SECONDS
-        if load.watched is now:
-            # Before there is something to tell.
-            self._load_told_seconds = now.monotonic_seconds
-        elif is_due:
-            self._load_told_seconds = now.monotonic_seconds
-            told = summary(load, result.life.load_history, now)
-            _LOGGER.info("loading", extra={"server": self._watched.name, **told})
-
     def _execute(self, effect: Effect) -> None:
         match effect:
             case LookNow():
@@ -305,21 +328,50 @@ class ServerRunner:
                     self._start_look()
                 else:
                     self._look_again = True
+            case AskEngine(process):
+                if self._asking is None:
+                    self._asking = asyncio.create_task(self._ask_engine(process))
             case KeepConnection():
-                self._keep_connection()
+                self._hold.keep()
             case DropConnection():
-                self._drop_connection()
+                self._hold.drop()
+            case NoteDryRun(what):
+                self._count_dropped(DROPPED_DRY_RUN)
+                self._log.noted_dry_run(what)
+            case Follow() | WatchLoad() | LeaveLoad():
+                self._follow(effect)
+            case _:
+                self._act(effect)
+
+    def _follow(self, effect: Follow | WatchLoad | LeaveLoad) -> None:
+        if isinstance(effect, Follow):
+            # What was held on to was another launch's.
+            self._hold.drop()
+        if self._processes is None:
+            return
+        match effect:
             case Follow(sighting):
-                # What was held on to was another launch's.
-                self._drop_connection()
-                if self._processes is not None:
-                    self._processes.follow(sighting, self.tell)
+                self._processes.follow(sighting, self.tell)
             case WatchLoad():
-                if self._processes is not None:
-                    self._processes.watch_load()
+                self._processes.watch_load()
             case LeaveLoad():
-                if self._processes is not None:
-                    self._processes.leave_load()
+                self._processes.leave_load()
+
+    def _act(self, effect: LaunchEffect) -> None:
+        launcher = self._launcher
+        if launcher is None:
+            raise RuntimeError("a server that is only watched was to be changed")
+        match effect:
+            case StartServer(attempt, model):
+                launcher.start(attempt, model, self.tell)
+            case CancelStart():
+                launcher.cancel()
+            case Terminate(process):
+                launcher.terminate(process)
+            case KillAll(process):
+                launcher.kill_all(process, self.tell)
+            case KeepEvidence(ending):
+                launcher.keep_evidence(ending, self._snapshot, self.tell)
 
     def _start_look(self) -> None:
         self._look_again = False
@@ -333,7 +385,7 @@ class ServerRunner:
             # A fault of ours, not of the server: say so, and keep looking.
             _LOGGER.exception("could not look", extra={"server": self._watched.name})
             self.is_faulty = True
-            self._look_due_seconds = now.monotonic_seconds + self._watched.interval_seconds
+            self._plan.postpone(now)
             self._inbox.put_nowait((Ticked(), None))
             self.first_look_done.set()
         else:
@@ -343,6 +395,14 @@ class ServerRunner:
             self.tell(event)
         finally:
             self._looking = None
+
+    async def _ask_engine(self, process: ProcessId) -> None:
+        try:
+            engine = await self._eyes.ask_engine()
+            if engine is not None:
+                self.tell(EngineSeen(process, engine))
+        finally:
+            self._asking = None
 
     async def _knock_or_look(self, now: Instant) -> Looked | Knocked:
         life = self._snapshot.life
@@ -356,75 +416,22 @@ class ServerRunner:
             knock = await self._processes.knock()
             if not knock.is_accepted:
                 return Knocked(launch.process, knock)
-        is_due = now.monotonic_seconds >= self._models_due_seconds
         look = await self._eyes.look(
-            # Every look asks while checks fail, so that a missing model reaches the threshold.
-            ask_models=is_due or life.phase is not Phase.READY or life.consecutive_failures > 0,
-            ask_version=self._version_launch is None,
+            ask_models=self._plan.asks_models(life, now), ask_version=self._plan.asks_version
         )
         return Looked(look)
 
-    def _plan_look_after(self, look: ProbeRound, now: Instant) -> None:
-        life = self._snapshot.life
-        models = look.result(Probe.MODELS)
-        if models is not None and models.is_success:
-            self._models_due_seconds = now.monotonic_seconds + MODELS_INTERVAL_SECONDS
-        launch = life.launch.number if life.launch is not None else None
-        if launch != self._version_launch:
-            # What a launch serves and which vLLM it is are asked once, by the next look.
-            was_asked = self._version_launch is None
-            self._version_launch = launch if was_asked else None
-            self._models_due_seconds = self._models_due_seconds if was_asked else 0.0
-        interval = self._watched.interval_seconds
-        wait = next_look_seconds(life, self._policy, interval, now)
-        # A steady rhythm counts from the beginning of a look, a shorter pause from its end.
-        since = look.started if wait >= interval else now
-        due = since.monotonic_seconds + wait
-        is_steady = interval <= wait < math.inf
-        self._look_due_seconds = _in_slot(due, interval) if is_steady else due
-        if self._look_again:
-            self._start_look()
-
-    def _plan_look(self, now: Instant) -> None:
-        wait = next_look_seconds(
-            self._snapshot.life, self._policy, self._watched.interval_seconds, now
-        )
-        self._look_due_seconds = now.monotonic_seconds + wait
-        if self._look_again and self._looking is None:
-            self._start_look()
-
-    def _keep_connection(self) -> None:
-        if self._eyes.is_holding:
-            return
-        is_allowed = self._clock().monotonic_seconds >= self._connect_not_before_seconds
-        if self._connecting is None and is_allowed:
-            self._connecting = asyncio.create_task(self._connect())
-
-    async def _connect(self) -> None:
-        try:
-            await self._eyes.hold(self._on_close)
-        finally:
-            self._connecting = None
-
-    def _on_close(self, lived_seconds: float) -> None:
-        if lived_seconds < CONNECTION_PAUSE_SECONDS:
-            pause = self._watched.interval_seconds
-            self._connect_not_before_seconds = self._clock().monotonic_seconds + pause
-        self._inbox.put_nowait((ConnectionClosed(), None))
-
-    def _drop_connection(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-        self._eyes.release()
-
     async def _let_go(self) -> None:
-        self._drop_connection()
-        tasks = [task for task in (self._looking, self._connecting) if task is not None]
+        tasks = [
+            task for task in (self._looking, self._asking, self._hold.drop()) if task is not None
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._processes is not None:
             self._processes.close()
+        if self._launcher is not None:
+            self._launcher.close()
 
 
 def _changes_pace(event: Event, before: ServerLife, after: ServerLife) -> bool:
@@ -434,9 +441,3 @@ def _changes_pace(event: Event, before: ServerLife, after: ServerLife) -> bool:
         or after.phase is not before.phase
         or after.engine_gone_since != before.engine_gone_since
     )
-
-
-def _in_slot(due_seconds: float, interval_seconds: float) -> float:
-    """The nearest beginning of a slot, so that a rhythm neither drifts nor loses a slot."""
-    slot_seconds = interval_seconds / SLOTS_PER_INTERVAL
-    return round(due_seconds / slot_seconds) * slot_seconds

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ComponentRole,
         Gpu,
         Instant,
+        MetricsFacts,
         Probe,
         ProbeCause,
         ProbeResult,
@@ -88,7 +89,8 @@ class ServerSnapshot:
     `url` is fit for display (no credentials). `model_name` and `version` are the last ones known.
     `probes` has an entry for each kind of probe that this mode sends. `sighting`, `tree` and
     `sights` are of local servers: who its newest main process is, what runs for it now, and what
-    the agent may see of it; None and empty where no process was seen.
+    the agent may see of it; None and empty where no process was seen. `metrics_first` and
+    `metrics_last` are what its newest launch told of itself first and last.
     """
 
     name: str
@@ -105,6 +107,8 @@ class ServerSnapshot:
     sighting: Sighting | None = None
     tree: ProcessTree | None = None
     sights: tuple[Sight, ...] = ()
+    metrics_first: MetricsFacts | None = None
+    metrics_last: MetricsFacts | None = None
 
     @property
     def desired_up(self) -> bool | None:
@@ -119,8 +123,11 @@ class ServerSnapshot:
             case TreeSeen(tree):
                 return replace(self, tree=tree)
             case ProcessAppeared(sighting):
+                is_new = self.sighting is None or self.sighting.process != sighting.process
                 return replace(
                     self,
+                    metrics_first=None if is_new else self.metrics_first,
+                    metrics_last=None if is_new else self.metrics_last,
                     sighting=sighting,
                     url=sighting.url or self.url,
                     model_name=sighting.command.served_name or self.model_name,
@@ -142,6 +149,8 @@ class ServerSnapshot:
             names = look.metrics.model_names
         return replace(
             seen,
+            metrics_first=self.metrics_first or look.metrics,
+            metrics_last=look.metrics or self.metrics_last,
             model_names=names or self.model_names,
             model_name=names[0] if names else self.model_name,
             version=look.version or self.version,

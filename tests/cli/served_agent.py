@@ -15,6 +15,7 @@ from vllm_agent.cli.agent_client import SOCKET_NAME
 from vllm_agent.expose.http_api import control_app
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from vllm_agent.expose.api_errors import Endpoint
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class ServedAgent(FakeAgent):
     """An agent that commands can talk to, until it is left.
 
-    `answered` counts by status. At a path in `refused` that exception is raised.
+    `answered` counts by status. At a path in `refused` that exception is raised. What is asked of a
+    server takes `until` that holds; `is_asked` is set once it is asked.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -31,6 +33,8 @@ class ServedAgent(FakeAgent):
         self.state_dir = state_dir
         self.answered: Counter[int] = Counter()
         self.refused: dict[str, type[Exception]] = {}
+        self.until: Callable[[], bool] = lambda: True
+        self.is_asked = threading.Event()
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
         self._thread: threading.Thread
@@ -57,6 +61,7 @@ class ServedAgent(FakeAgent):
             "/metrics",
             self.maintenance,
             self.forget,
+            self,
         )
         app.middlewares.append(self._refuse)
         app.on_response_prepare.append(self._count)
@@ -66,6 +71,11 @@ class ServedAgent(FakeAgent):
         self._is_up.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    async def _do_slowly(self) -> None:
+        self.is_asked.set()
+        while not self.until():  # noqa: ASYNC110 - a test on another thread says when
+            await asyncio.sleep(0.01)
 
     @web.middleware
     async def _refuse(self, request: web.Request, handler: Endpoint) -> web.StreamResponse:

@@ -21,7 +21,7 @@ from tests.expose.snapshots import (
     sighting,
     tree,
 )
-from vllm_agent.cli import agent_client, main, wait
+from vllm_agent.cli import agent_client, follow, main
 from vllm_agent.cli.agent_client import SERVERS_PATH, SOCKET_NAME, AgentClient
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Transition
@@ -36,6 +36,11 @@ CLIENTS = (
     ["history"],
     ["history", "llama"],
     ["wait", "llama", "--for=running"],
+    ["start", "llama"],
+    ["stop", "llama"],
+    ["restart", "llama"],
+    ["set-model", "llama", "org/new"],
+    ["ensure-healthy", "llama"],
     ["maintenance", "llama", "on"],
     ["forget", "llama"],
 )
@@ -125,6 +130,11 @@ def test_a_bad_folder_is_a_problem_of_configuration(capfd) -> None:
         ["status", "lama"],
         ["history", "lama"],
         ["wait", "lama", "--for=running"],
+        ["start", "lama"],
+        ["stop", "lama"],
+        ["restart", "lama"],
+        ["set-model", "lama", "org/new"],
+        ["ensure-healthy", "lama"],
         ["maintenance", "lama", "on"],
         ["forget", "lama"],
     ],
@@ -174,7 +184,7 @@ def test_wait_bears_a_restart_of_the_agent(cli, served, monkeypatch) -> None:
     clock = SimpleNamespace(
         monotonic=time.monotonic, time=time.time, sleep=lambda _: next(happens)()
     )
-    monkeypatch.setattr(wait, "time", clock)
+    monkeypatch.setattr(follow, "time", clock)
 
     outcome = cli("wait", "llama", "--for=crashed", "--timeout=10s")
 

@@ -53,8 +53,8 @@ def test_a_pipe_has_columns_whether_anything_loads_or_not(cli, served) -> None:
 
     lines = [line.split() for line in cli("status").out.splitlines()]
 
-    assert {len(line) for line in lines} == {14}
-    assert {line[0]: line[-3:] for line in lines} == {
+    assert {len(line) for line in lines} == {17}
+    assert {line[0]: line[11:14] for line in lines} == {
         "SERVER": ["STAGE", "DONE", "LEFT"],
         "qwen": ["load_weights", "50%", "stalled"],
         "llama": ["load_weights", "50%", "~1m28s"],

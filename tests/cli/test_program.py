@@ -155,7 +155,11 @@ def test_a_terminal_that_cannot_show_a_name_gets_a_substitute(served, program) -
 
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize(
-    "command", ["status", "gpus", "history", "history llama", "wait llama --for running", "doctor"]
+    "command",
+    [
+        *("status", "gpus", "history", "history llama", "doctor"),
+        *("wait llama --for running", "ensure-healthy llama", "stop llama"),
+    ],
 )
 def test_a_client_command_imports_nothing_heavy(tmp_path, command) -> None:
     heavy = ("aiohttp", "asyncio", "huggingface_hub", "prometheus_client", "rich", "uvloop")

@@ -55,13 +55,15 @@ def test_a_pipe_gets_plain_columns(cli, served) -> None:
         *("SERVER", "STATE", "SINCE", "MODEL", "VERSION"),
         *("REASON", "RESTARTS", "CRASHES", "CHECKED", "PID", "URL"),
         *("STAGE", "DONE", "LEFT"),
+        *("MODE", "WANTED", "NEXT"),
     ]
-    assert {len(line) for line in lines} == {14}
+    assert {len(line) for line in lines} == {17}
     crashed, new, running = lines[1:]
     assert running[:3] == ["llama", "running", "3m12s"]
     assert running[3:8] == ["meta-llama/Llama-3.1-8B-Instruct", "0.27.1", "-", "0", "0"]
     assert crashed[5:8] == ["unreachable", "1", "2"]
-    assert crashed[9:] == ["-", "http://gpu7:8000", "-", "-", "-"]
+    assert crashed[9:14] == ["-", "http://gpu7:8000", "-", "-", "-"]
+    assert crashed[14:] == ["external", "-", "-"]
     assert new[1:6] == ["unknown", new[2], "-", "-", "-"]
     assert outcome.out.isascii()
 

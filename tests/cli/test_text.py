@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_agent.cli.terminal import fit
-from vllm_agent.cli.text import age, byte_size, columns, gib, local_time, plain
+from vllm_agent.cli.text import age, columns, gib, local_time, plain
 
 
 @pytest.mark.parametrize(
@@ -24,20 +24,6 @@ from vllm_agent.cli.text import age, byte_size, columns, gib, local_time, plain
 )
 def test_age(seconds, text) -> None:
     assert age(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (13_207_024_435, "12.3 GiB"),
-        (2**50, "1024.0 TiB"),
-    ],
-)
-def test_byte_size(count, text) -> None:
-    assert byte_size(count) == text
 
 
 @pytest.mark.parametrize(

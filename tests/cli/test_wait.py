@@ -18,6 +18,7 @@ from tests.cli.loads import (
     loading_server,
     stalled_server,
 )
+from tests.cli.managed_servers import backing_off, given_up, stopped
 from tests.cli.pseudo_terminal import PseudoTerminal
 from tests.expose.snapshots import (
     ad_hoc_server,
@@ -25,7 +26,7 @@ from tests.expose.snapshots import (
     ended_local_server,
     server,
 )
-from vllm_agent.cli import main, wait
+from vllm_agent.cli import follow, main
 from vllm_agent.cli.patience import DEFAULT_SECONDS
 from vllm_agent.cli.wait_lines import SAY_AGAIN_SECONDS, WaitLook
 from vllm_agent.cli.wait_terminal import frame
@@ -33,6 +34,7 @@ from vllm_agent.expose.json_view import server_view
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 
 WAIT = ("wait", "llama", "--for=running", "--timeout=30s")
+STAYS_DOWN = "The agent leaves it down until 'vllm-agent start llama'."
 UNREACHABLE = REASON_TEXT[Reason.UNREACHABLE].advice
 
 
@@ -66,7 +68,7 @@ def at(monkeypatch):
 
     def use(*happens: object) -> Clock:
         clock = Clock(*happens)
-        monkeypatch.setattr(wait, "time", clock)
+        monkeypatch.setattr(follow, "time", clock)
         return clock
 
     return use
@@ -223,7 +225,7 @@ def test_by_default_a_load_that_moves_is_waited_for(cli, served, at) -> None:
     outcome = cli("wait", "llama", "--for=running")
 
     assert (outcome.code, outcome.out) == (0, "llama is running\n")
-    assert max(clock.slept) == wait.POLL_SECONDS
+    assert max(clock.slept) == follow.POLL_SECONDS
 
 
 def test_by_default_one_that_stalled_is_given_up(cli, served, at) -> None:
@@ -434,3 +436,19 @@ def test_help_says_what_becomes_of_an_agent_that_is_not_there(capsys) -> None:
     told = " ".join(capsys.readouterr().out.split())
     assert "An agent that goes away meanwhile is waited for; without one at the start" in told
     assert "exit code 3" in told
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        (backing_off(), "llama: the agent starts it again by itself"),
+        (backing_off(is_dry_run=True), STAYS_DOWN),
+        (given_up(), STAYS_DOWN),
+        (stopped(), "llama: it is wanted down until: vllm-agent start llama"),
+    ],
+)
+def test_of_a_managed_server_it_is_told_what_the_agent_will_do(cli, served, at, gone, told) -> None:
+    served.show(gone)
+    at(lambda: served.show(server()))
+
+    assert cli(*WAIT).err.splitlines()[-1].endswith(told)

@@ -125,7 +125,7 @@ def test_a_fork_that_ends_is_told(load_instead, end, text: str):
 
 def test_half_an_answer_is_none(monkeypatch):
     whole = pickle.dumps(load(None, {}).plain())
-    monkeypatch.setattr(apart, "_outcome", lambda *_: whole[: len(whole) // 2])
+    monkeypatch.setattr(apart, "outcome", lambda *_: whole[: len(whole) // 2])
 
     with pytest.raises(NoConfigError, match="ended without an answer"):
         load_apart(None, {})
@@ -188,7 +188,7 @@ def test_the_fork_ends_with_the_process_that_asks():
     # The answer is longer than a pipe holds; a fork that waits holds standard output open.
     result = run_python(
         "import os; from vllm_agent.config import apart\n"
-        "apart._outcome = lambda *_: bytes(2**20)\n"
+        "apart.outcome = lambda *_: bytes(2**20)\n"
         "apart.load_apart(None, {}, lambda: os._exit(0))"
     )
 

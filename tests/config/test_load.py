@@ -19,10 +19,10 @@ from vllm_agent.config.model import (
     Config,
     MatchConfig,
     ProbeConfig,
-    RestartConfig,
     ServerConfig,
 )
 from vllm_agent.config.problem import ConfigError
+from vllm_agent.config.restart import RestartConfig
 from vllm_agent.config.tls import TlsConfig
 from vllm_agent.config.url import parse_server_url
 from vllm_agent.lifecycle.states import LifecycleMode
@@ -121,12 +121,13 @@ def test_every_key_of_discovery_is_read(tmp_path: Path):
 
 
 def test_a_server_is_monitored_unless_another_mode_is_written():
-    llama, embeddings, qwen = load(TESTDATA / "valid-example.yml", {}).servers
+    llama, embeddings, qwen, gemma = load(TESTDATA / "valid-example.yml", {}).servers
 
     assert llama.mode is embeddings.mode is LifecycleMode.MONITORED
     assert (llama.match, llama.url) == (MatchConfig(port=8000), None)
     assert embeddings.url == parse_server_url("unix:///run/vllm/embeddings.sock")
     assert (qwen.mode, qwen.match) == (LifecycleMode.EXTERNAL, None)
+    assert (gemma.mode, gemma.match) == (LifecycleMode.MANAGED, None)
 
 
 def test_a_monitored_server_may_have_a_url_only(tmp_path: Path):
@@ -311,7 +312,8 @@ KEYS = st.sampled_from(
         ),
         *("discovery", "page", "match", "port", "systemd_unit", "container", "pid_file", "command"),
         *("gpu", "nvml", "amdgpu", "demo", "timeout", "read_environ", "ask_hub"),
-        *("start", "start_timeout", "load_timeout", "log_file"),
+        *("start", "start_timeout", "load_timeout", "log_file", "model", "managed", "args"),
+        *("env", "command", "stop_timeout", "user", "gpu_memory_utilization", "delay"),
     ]
 )
 SCALARS = st.one_of(
@@ -320,7 +322,9 @@ SCALARS = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=20),
-    st.sampled_from(["external", "monitored", "10s", "http://h", "unix:///s", "llama", "[[a]*"]),
+    st.sampled_from(
+        ["external", "monitored", "managed", "10s", "http://h", "unix:///s", "llama", "[[a]*"]
+    ),
 )
 TREES = st.recursive(
     SCALARS,

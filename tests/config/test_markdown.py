@@ -48,10 +48,23 @@ def test_every_flag_stands_in_the_reference(flag):
         "| `servers[].start.start_timeout` | `2m` |",
         "| `servers[].start.load_timeout` | `5m` |",
         "| `servers[].restart.max_restarts` | `3` |",
+        "| `servers[].restart.delay` | `2s` |",
+        "| `servers[].managed` |  |",
+        "| `servers[].managed.command` | `[vllm, serve]` |",
+        "| `servers[].managed.args` |  |",
+        "| `servers[].managed.env` |  |",
+        "| `servers[].managed.gpu_memory_utilization` | `0.9` |",
+        "| `servers[].managed.stop_timeout` | `30s` |",
+        "| `servers[].managed.user` |  |",
     ],
 )
 def test_a_key_stands_with_its_default(row: str):
     assert row in render()
+
+
+@pytest.mark.parametrize("variable", ["VLLM_MODEL", "VLLM_PORT", "HF_TOKEN"])
+def test_a_variable_stands_in_the_reference(variable: str):
+    assert f"| `{variable}` |" in render()
 
 
 def test_rows_of_a_table_have_the_cells_of_its_header():
@@ -59,7 +72,7 @@ def test_rows_of_a_table_have_the_cells_of_its_header():
         line.replace("\\|", "").count("|") for line in render().splitlines() if line[:1] == "|"
     ]
 
-    assert set(cells) == {4, 5}
+    assert set(cells) == {3, 4, 5}
 
 
 def test_the_page_ends_with_one_line_end():

@@ -78,6 +78,61 @@ def test_it_is_equal_to_what_holds_the_same():
     assert first not in (Plain("A", {"x": 2}), Plain("B", {"x": 1}), "A")
 
 
+SERVERS = """\
+servers:
+  - name: monitored
+    match: {port: 8000, command: "serve .*", pid_file: /run/vllm.pid}
+    log_file: /var/log/vllm.log
+    start: {load_timeout: 10m}
+  - name: external
+    mode: external
+    url: https://gpu7
+    tls_config: {server_name: gpu7}
+    probe: {interval: 5s}
+  - name: managed
+    mode: managed
+    model: org/name
+    restart: {delay: 3s}
+    managed: {args: [-O, "3"], env: {A: "1", B: "2"}, user: vllm}
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "changed", "names"),
+    [
+        ("", "", []),
+        ("# a comment\nservers:", "servers:", []),
+        ("load_timeout: 10m", "load_timeout: 600s", []),
+        ('{A: "1", B: "2"}', '{B: "2", A: "1"}', []),
+        ("serve .*", "serve .+", ["monitored"]),
+        ("port: 8000", "port: 8001", ["monitored"]),
+        ("10m", "11m", ["monitored"]),
+        ("server_name: gpu7", "server_name: gpu8", ["external"]),
+        ("interval: 5s", "interval: 6s", ["external"]),
+        ("delay: 3s", "delay: 4s", ["managed"]),
+        ('[-O, "3"]', '[-O, "2"]', ["managed"]),
+        ('[-O, "3"]', "[-O3]", ["managed"]),
+        ('A: "1"', 'A: "3"', ["managed"]),
+        (', B: "2"', "", ["managed"]),
+        ("org/name", "org/other", ["managed"]),
+        ("mode: external", "mode: monitored", ["external"]),
+    ],
+)
+def test_a_reload_can_tell_which_servers_changed(
+    tmp_path: Path, written: str, changed: str, names: list[str]
+):
+    path = tmp_path / "config.yml"
+    path.write_text(SERVERS)
+    before: Any = passed_on(load(path, {}).plain())
+    path.write_text(SERVERS.replace(written, changed, 1))
+    after: Any = passed_on(load(path, {}).plain())
+
+    pairs = list(zip(before.servers, after.servers, strict=True))
+    assert [old.name for old, new in pairs if old != new] == names
+    assert [old.name for old, new in pairs if hash(old) != hash(new)] == names
+    assert (before == after) is (not names)
+
+
 def test_it_shows_its_values():
     assert repr(Plain("A", {"x": "1", "b": Plain("B", {})})) == "A(x='1', b=B())"
 

@@ -163,12 +163,14 @@ class AgentProcess:
             timeout_seconds,
         )
 
-    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str, timeout_seconds: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command of the CLI against this agent."""
         return subprocess.run(
             [sys.executable, "-m", "vllm_agent", *arguments, f"--state.dir={self.state_dir}"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout_seconds,
             check=False,
         )

@@ -10,6 +10,13 @@ from hypothesis import strategies as st
 
 from vllm_agent.lifecycle.load_history import LOAD_BUCKETS_SECONDS, LoadHistory
 from vllm_agent.lifecycle.load_progress import LoadProgress, Weights
+from vllm_agent.lifecycle.management import (
+    Management,
+    Replacement,
+    Stop,
+    StopOutcome,
+    Trouble,
+)
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, ServerLife, Tally
@@ -249,6 +256,58 @@ def ended_local_server(name: str = "qwen", **changes: Any) -> ServerSnapshot:
         orphans=orphans(2),
     )
     return local_server(name, **{"life": crashed, "tree": left, **changes})
+
+
+MANAGED: Final = Policy(is_local=True, is_managed=True, model="meta-llama/Llama-3.1-8B-Instruct")
+
+
+def managed_server(name: str = "llama", **changes: Any) -> ServerSnapshot:
+    """A server that the agent started, and that runs."""
+    started = sighting(unit=None, command=VllmCommand(model=MANAGED.model, port=8000))
+    running = local_server(
+        name,
+        mode=LifecycleMode.MANAGED,
+        is_discovered=False,
+        policy=MANAGED,
+        sighting=started,
+        life=life(management=Management(attempts=1, is_clear=False)),
+    )
+    return replace(running, **changes)
+
+
+def managed_life(phase: Phase, asked: Management, **changes: Any) -> ServerLife:
+    """A managed server with no launch left, of which this is asked."""
+    return life(phase, **{"phase_entered": NOW, "management": asked, **changes})
+
+
+def backing_off(name: str = "llama", **changes: Any) -> ServerSnapshot:
+    """A managed server whose engine died half a second ago: the evidence is kept."""
+    at = Instant(1_100.0, 1_750_000_100.0)
+    ending = Ending(
+        1, at, ServerState.CRASHED, Reason.ENGINE_DIED, 4, bundle="/var/lib/x/evidence/llama-1.json"
+    )
+    asked = Management(attempts=1, gone_since=at, trouble=Trouble(Reason.ENGINE_DIED, "it died"))
+    crashed = managed_life(
+        Phase.BACKOFF,
+        asked,
+        entered=at,
+        reason=Reason.ENGINE_DIED,
+        last_ending=ending,
+        launch=Launch(1, None, STARTED, has_served=True, process=MAIN),
+        tally=Tally(launches=1).with_crash(Reason.ENGINE_DIED, at),
+    )
+    gone = tree(is_main_alive=False, components=(), processes=0)
+    return managed_server(name, **{"life": crashed, "tree": gone, **changes})
+
+
+def given_up(name: str = "llama", **changes: Any) -> ServerSnapshot:
+    """A managed server that was never started: its model is not in the cache."""
+    detail = "2 times in a row: 3 files are missing"
+    asked = Management(attempts=2, gone_since=NOW, trouble=Trouble(Reason.AIRGAPPED, detail, 2))
+    failed = managed_life(
+        Phase.GAVE_UP, asked, reason=Reason.AIRGAPPED, detail=detail, launch=None, tally=Tally()
+    )
+    return managed_server(name, **{"life": failed, "sighting": None, "tree": None, **changes})
 
 
 GIB: Final = 2**30
@@ -546,6 +605,7 @@ _lives = st.builds(
         signal=st.none() | st.integers(1, 64),
         holder=_texts,
         log=st.lists(_texts, max_size=2).map(tuple),
+        bundle=_texts,
     ),
     tally=_tallies,
     maintenance_until_unix_seconds=_unix,
@@ -630,7 +690,50 @@ _local_servers = st.builds(
     tree=st.none() | _trees,
     sights=_sights,
 )
-servers = _url_servers | _local_servers
+_models = st.none() | _names
+_troubles = st.none() | st.builds(
+    Trouble, st.sampled_from(Reason), _texts, st.integers(1, 9), st.booleans()
+)
+
+
+# Composite: hypothesis warns of strategies whose description has more than 30,000 characters.
+@st.composite
+def _managements(draw: st.DrawFn) -> Management:
+    return Management(
+        is_goal_up=draw(st.booleans()),
+        model=draw(_models),
+        model_before=draw(_models),
+        attempts=draw(_counts),
+        replacement=draw(st.none() | st.builds(Replacement, st.sampled_from(Initiator), _troubles)),
+        stop=draw(st.none() | st.builds(Stop, _instants, _instants, st.booleans())),
+        last_stop=draw(
+            st.none() | st.builds(StopOutcome, st.integers(1, 9), st.floats(0, 1e6), st.booleans())
+        ),
+        is_clear=draw(st.booleans()),
+        gone_since=draw(st.none() | _instants),
+        trouble=draw(_troubles),
+        is_dry_run_told=draw(st.booleans()),
+    )
+
+
+@st.composite
+def _managed_servers(draw: st.DrawFn) -> ServerSnapshot:
+    shown: ServerSnapshot = draw(_local_servers)
+    policy = replace(
+        MANAGED,
+        model=draw(_models),
+        restart_delay_seconds=draw(st.floats(2, 1e4)),
+        is_dry_run=draw(st.booleans()),
+    )
+    return replace(
+        shown,
+        mode=LifecycleMode.MANAGED,
+        policy=policy,
+        life=replace(shown.life, management=draw(_managements())),
+    )
+
+
+servers = _url_servers | _local_servers | _managed_servers()
 _xids = st.dictionaries(
     st.integers(1, 200), st.builds(FaultCount, _counts, st.floats(0, 1e10)), max_size=3
 )

@@ -28,6 +28,7 @@ from tests.expose.snapshots import (
     STARTED,
     ad_hoc_server,
     agent,
+    backing_off,
     bare_device,
     crashed_server,
     device,
@@ -40,6 +41,7 @@ from tests.expose.snapshots import (
     loading_server,
     local_server,
     lost_device,
+    managed_server,
     server,
     tree,
 )
@@ -122,12 +124,13 @@ def values_of(text: str, name: str) -> list[float]:
         agent(local_server(), ad_hoc_server(), ended_local_server(), discovered=3),
         agent(server(HOSTILE, model_name=HOSTILE, url="x" * 500)),
         agent(local_server(HOSTILE, tree=tree(components=(HOSTILE_PART,)))),
+        agent(managed_server(), backing_off("olmo")),
         agent(local_server(), gpus=EVERY_DEVICE),
         agent(gpus=(HOSTILE_DEVICE, HOSTILE_DEVICE)),
     ],
     ids=[
         *("no server", "three servers", "local servers", "hostile names", "hostile title"),
-        *("GPUs", "hostile GPUs"),
+        *("managed servers", "GPUs", "hostile GPUs"),
     ],
 )
 def test_the_page_is_what_prometheus_client_writes(snapshot, text_format):
@@ -158,7 +161,10 @@ def test_the_page_reads_as_agreed(text_format, name):
     """Delete the file and run the test twice to write it anew."""
     seen = (local_server("mixtral"), ended_local_server("phi"), ad_hoc_server("tiny@8000"))
     loading = (loading_server("opt"), loading_server("yi", life=loading_life(load=downloading())))
-    shown = agent(server(), crashed_server(), *seen, *loading, discovered=5, gpus=EVERY_DEVICE)
+    own = (managed_server("gemma"), backing_off("olmo"))
+    shown = agent(
+        server(), crashed_server(), *seen, *loading, *own, discovered=5, gpus=EVERY_DEVICE
+    )
     text = Page().text(shown, text_format)
     for here in (f'version="{vllm_agent.__version__}"', f'"{platform.python_version()}"'):
         assert here in text

@@ -17,16 +17,19 @@ from tests.expose.snapshots import (
     GIB,
     HISTORY,
     LAST_STAGES,
+    MANAGED,
     NOW,
     STARTED,
     ad_hoc_server,
     agent,
+    backing_off,
     bare_device,
     crashed_server,
     device,
     downloading,
     ended_local_server,
     fresh_server,
+    given_up,
     gpu,
     late_load,
     life,
@@ -36,6 +39,7 @@ from tests.expose.snapshots import (
     loading_server,
     local_server,
     lost_device,
+    managed_server,
     orphaned_device,
     orphans,
     server,
@@ -206,6 +210,29 @@ def fullest_warming_server() -> ServerSnapshot:
     return fullest_in(loaded(stage=Stage.WARMUP, ended=None))
 
 
+def managed(subject: ServerSnapshot) -> ServerSnapshot:
+    """The same as the agent's own."""
+    asked = managed_server().life.management
+    return replace(
+        subject,
+        mode=LifecycleMode.MANAGED,
+        policy=MANAGED,
+        life=replace(subject.life, management=asked),
+    )
+
+
+def fullest_waiting_server() -> ServerSnapshot:
+    """A managed one that crashed, and will be started again."""
+    full = managed(fullest_local_server())
+    crashed = backing_off().life
+    return replace(
+        full,
+        life=replace(
+            full.life, phase=Phase.BACKOFF, reason=crashed.reason, management=crashed.management
+        ),
+    )
+
+
 # --- declarations
 
 
@@ -367,21 +394,17 @@ def test_crashes_are_complete_within_what_external_can_produce():
     assert samples("server_crashes_total", subject) == {("unreachable",): 0, ("host_oom",): 1}
 
 
-def test_crashes_of_a_monitored_server_are_complete_within_what_its_judgement_comes_to():
+@pytest.mark.parametrize("mode", [LifecycleMode.MONITORED, LifecycleMode.MANAGED])
+def test_crashes_of_a_local_server_are_complete_within_what_its_judgement_comes_to(mode):
     only_failed_or_spawned = {
         *(Reason.LOAD_STALLED, Reason.UNHEALTHY, Reason.UNRESPONSIVE, Reason.UNREACHABLE),
         *(Reason.MODEL_MISSING, Reason.ENGINE_STALLED, Reason.SPAWN_FAILED),
     }
     expected = {(reason,): 0 for reason in Reason if reason not in only_failed_or_spawned}
-    assert samples("server_crashes_total", local_server()) == expected
+    assert samples("server_crashes_total", local_server(mode=mode)) == expected
     tally = Tally().with_crash(Reason.UNREACHABLE, NOW)
-    changed = samples("server_crashes_total", local_server(life=life(tally=tally)))
+    changed = samples("server_crashes_total", local_server(mode=mode, life=life(tally=tally)))
     assert changed == expected | {("unreachable",): 1}
-
-
-def test_crashes_of_a_managed_server_have_every_reason():
-    managed = local_server(mode=LifecycleMode.MANAGED)
-    assert set(samples("server_crashes_total", managed)) == {(reason,) for reason in Reason}
 
 
 def test_last_crash_only_for_reasons_that_occurred():
@@ -417,6 +440,31 @@ def test_the_restart_budget():
     assert samples("server_restart_budget_remaining", spent) == {(): 2}
     assert samples("server_restart_limit_reached", spent) == {(): 1}
     assert samples("server_restart_window_seconds", spent) == {(): 60}
+
+
+NEXT_RESTART = "server_next_restart_timestamp_seconds"
+
+
+def test_the_next_restart_while_one_is_planned():
+    crashed = backing_off()
+    assert samples(NEXT_RESTART, crashed) == {(): 1_750_000_102}
+    slower = replace(crashed, policy=replace(MANAGED, restart_delay_seconds=30.0))
+    assert samples(NEXT_RESTART, slower) == {(): 1_750_000_130}
+    once = replace(crashed, life=replace(crashed.life, budget=RestartBudget(3, 2)))
+    assert samples(NEXT_RESTART, once) == {(): 1_750_000_104}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(server, local_server, ended_local_server, managed_server, given_up),
+        lambda: backing_off(policy=replace(MANAGED, is_dry_run=True)),
+        lambda: backing_off(life=replace(backing_off().life, budget=RestartBudget(3, 0))),
+        lambda: backing_off(life=replace(backing_off().life, maintenance_until_unix_seconds=2e9)),
+    ],
+)
+def test_without_a_plan_there_is_no_next_restart(make):
+    assert samples(NEXT_RESTART, make()) == {}
 
 
 # --- processes
@@ -763,6 +811,9 @@ def test_an_external_server_keeps_to_its_series_budget(make):
     [
         *(local_server, ad_hoc_server, ended_local_server, loading_server, fullest_local_server),
         *(fullest_downloading_server, fullest_loading_server, fullest_warming_server),
+        *(lambda: managed(fullest_local_server()), lambda: managed(fullest_downloading_server())),
+        *(lambda: managed(fullest_loading_server()), lambda: managed(fullest_warming_server())),
+        *(managed_server, backing_off, fullest_waiting_server),
     ],
 )
 def test_a_local_server_keeps_to_its_series_budget(make):

@@ -13,6 +13,7 @@ from vllm_agent.expose.http_api import control_app, read_app
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from aiohttp import web
     from aiohttp.test_utils import TestClient
 
 
@@ -21,10 +22,26 @@ def fake() -> FakeAgent:
     return FakeAgent()
 
 
+def reading(fake: FakeAgent, *, may_reload: bool) -> web.Application:
+    return read_app(
+        fake.current,
+        lambda: NOW,
+        fake.history,
+        fake.metrics,
+        "/custom",
+        fake,
+        may_reload=may_reload,
+    )
+
+
 @pytest.fixture
 async def reader(fake: FakeAgent, aiohttp_client: Callable[..., Awaitable[TestClient]]):
-    app = read_app(fake.current, lambda: NOW, fake.history, fake.metrics, "/custom")
-    return await aiohttp_client(app)
+    return await aiohttp_client(reading(fake, may_reload=False))
+
+
+@pytest.fixture
+async def reloader(fake: FakeAgent, aiohttp_client: Callable[..., Awaitable[TestClient]]):
+    return await aiohttp_client(reading(fake, may_reload=True))
 
 
 @pytest.fixture
@@ -37,5 +54,6 @@ async def control(fake: FakeAgent, aiohttp_client: Callable[..., Awaitable[TestC
         "/metrics",
         fake.maintenance,
         fake.forget,
+        fake,
     )
     return await aiohttp_client(app)

@@ -10,19 +10,26 @@ from aiohttp import web
 
 from tests.expose.snapshots import agent, crashed_server, server
 from vllm_agent.expose.api_writes import CannotForgetError
+from vllm_agent.lifecycle.operations import Answer, Outcome
 from vllm_agent.snapshot import CollectorSnapshot
 from vllm_agent.store import History
 
 if TYPE_CHECKING:
+    from vllm_agent.lifecycle.management import Wish
     from vllm_agent.snapshot import AgentSnapshot, ServerSnapshot
 
 
+DONE = Answer(Outcome.DONE, "it is there")
 WORKING = (CollectorSnapshot("probes", is_up=True), CollectorSnapshot("store", is_up=True))
 
 
 @dataclass
 class FakeAgent:
-    """A snapshot that can be swapped, a history, and a note of what was asked."""
+    """A snapshot that can be swapped, a history, and a note of what was asked.
+
+    What is asked of a server comes to `came`, and the servers are `became` then. With `may_go_on`
+    it is under way until that is set.
+    """
 
     snapshot: AgentSnapshot = field(
         default_factory=lambda: agent(server(), crashed_server(), collectors=WORKING)
@@ -35,6 +42,14 @@ class FakeAgent:
     asked_maintenance: list[tuple[str, float | None]] = field(default_factory=list)
     asked_forget: list[str] = field(default_factory=list)
     comes_back: bool = False
+    asked: list[tuple[str, Wish, str | None]] = field(default_factory=list)
+    asked_health: list[tuple[str, float]] = field(default_factory=list)
+    came: Answer | Exception = DONE
+    became: tuple[ServerSnapshot, ...] = ()
+    reloads: int = 0
+    cannot_reload: Exception | None = None
+    under_way: asyncio.Event | None = None
+    may_go_on: asyncio.Event | None = None
 
     def show(self, *servers: ServerSnapshot, **changes: Any) -> None:
         generation = self.snapshot.generation + 1
@@ -71,3 +86,32 @@ class FakeAgent:
         if self.comes_back:
             raise CannotForgetError(f"{name} has come back")
         self.show(*(s for s in self.snapshot.servers if s.name != name))
+
+    async def ask(self, server: str, wish: Wish, model: str | None) -> Answer:
+        await self._do_slowly()
+        self.asked.append((server, wish, model))
+        return self._come()
+
+    async def ensure_healthy(self, server: str, timeout_seconds: float) -> Answer:
+        await self._do_slowly()
+        self.asked_health.append((server, timeout_seconds))
+        return self._come()
+
+    async def reload(self) -> None:
+        await self._do_slowly()
+        if self.cannot_reload is not None:
+            raise self.cannot_reload
+        self.reloads += 1
+
+    async def _do_slowly(self) -> None:
+        if self.under_way is not None:
+            self.under_way.set()
+        if self.may_go_on is not None:
+            await self.may_go_on.wait()
+
+    def _come(self) -> Answer:
+        if self.became:
+            self.show(*self.became)
+        if isinstance(self.came, Exception):
+            raise self.came
+        return self.came

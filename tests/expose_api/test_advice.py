@@ -9,8 +9,10 @@ import pytest
 
 from tests.expose.snapshots import (
     MAIN,
+    MANAGED,
     NOW,
     agent,
+    backing_off,
     ended_local_server,
     late_load,
     load,
@@ -18,11 +20,13 @@ from tests.expose.snapshots import (
     loading_server,
     local_server,
     look,
+    managed_server,
     sighting,
 )
 from vllm_agent.expose.advice import advice_on_ending, advice_on_server
 from vllm_agent.expose.json_view import server_view
 from vllm_agent.expose.status_page import render
+from vllm_agent.lifecycle.management import Management, Trouble
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.lifecycle.server_life import Ending, Launch, Policy
 from vllm_agent.lifecycle.states import Phase, ServerState
@@ -182,3 +186,105 @@ def test_api_and_page_say_the_same() -> None:
     assert last is not None
     assert last["advice"] == advised(shown)
     assert advised(shown) in render(agent(shown), NOW)
+
+
+def refused(reason: Reason, **asked: Any) -> ServerSnapshot:
+    """A managed server that ran before, and of which a new start came to nothing."""
+    before = backing_off().life
+    management = Management(attempts=2, gone_since=NOW, **asked)
+    life = replace(before, phase=Phase.REFUSED, reason=reason, management=management)
+    return managed_server(life=life, tree=None)
+
+
+def test_a_refused_start_is_about_the_model_that_was_to_be_served() -> None:
+    new = refused(Reason.MODEL_NOT_FOUND, model="org/new", model_before="org/my old")
+
+    assert "huggingface.co/org/new exists" in advised(new)
+    assert advised(new).endswith("set-model llama 'org/my old'' brings back the model before.")
+    again = refused(Reason.MODEL_NOT_FOUND)
+    assert "huggingface.co/meta-llama/Llama-3.1-8B-Instruct exists" in advised(again)
+    assert "set-model" not in advised(again)
+    folder = refused(Reason.MODEL_NOT_FOUND, model="/models/new")
+    assert advised(folder).startswith("/models/new is not there, holds no model, or managed.user ")
+
+
+def test_a_refused_start_is_about_the_port_of_the_url() -> None:
+    taken = replace(refused(Reason.PORT_IN_USE), sighting=None)
+
+    assert "holds port 8000 with" in advised(taken)
+    assert "8123" in advised(replace(taken, url="http://127.0.0.1:8123"))
+    general = REASON_TEXT[Reason.PORT_IN_USE].advice
+    assert advised(replace(taken, url="unix:///run/vllm.sock")) == general
+    assert advised(replace(taken, url="whatever")) == general
+
+
+def test_a_refused_start_is_not_advised_with_the_end_before_it() -> None:
+    shown = refused(Reason.GPU_MEMORY_TAKEN)
+    ending = shown.life.last_ending
+    assert ending is not None
+    held = replace(ending, reason=Reason.GPU_MEMORY_TAKEN, holder="long gone (PID 7)")
+
+    shown = replace(shown, life=replace(shown.life, last_ending=held))
+    assert "long gone" not in advised(shown)
+    backing = replace(shown, life=replace(shown.life, phase=Phase.BACKOFF))
+    assert "long gone" in advised(backing), "here that end is what is told of"
+    given = replace(backing.life, phase=Phase.GAVE_UP, reason=Reason.PORT_IN_USE)
+    assert "long gone" not in advised(replace(backing, life=given))
+
+
+def test_a_refused_start_names_who_holds_what_it_needs() -> None:
+    taken = Trouble(Reason.GPU_MEMORY_TAKEN, "3 GiB are free", holder="python3 (PID 7)")
+    shown = refused(Reason.GPU_MEMORY_TAKEN, trouble=taken)
+
+    assert advised(shown).startswith("GPU memory is held by python3 (PID 7): end that, or lower ")
+    general = REASON_TEXT[Reason.HOST_OOM].advice
+    assert advised(replace(shown, life=replace(shown.life, reason=Reason.HOST_OOM))) == general
+    blocked = replace(taken, reason=Reason.PORT_IN_USE)
+    port = refused(Reason.PORT_IN_USE, trouble=blocked)
+    assert advised(port).startswith("Port 8000 is held by python3 (PID 7): end that, or write ")
+
+
+def test_credentials_of_an_object_store_are_not_advised_with() -> None:
+    stored = "s3://key:secret@bucket/llama"
+    shown = refused(Reason.MODEL_NOT_FOUND, model=stored, model_before=stored)
+
+    assert advised(shown) == REASON_TEXT[Reason.MODEL_NOT_FOUND].advice
+
+
+@pytest.mark.parametrize(
+    ("phase", "is_dry_run", "is_left_down"),
+    [
+        (Phase.GAVE_UP, False, True),
+        (Phase.BACKOFF, True, True),
+        (Phase.REFUSED, True, True),
+        (Phase.BACKOFF, False, False),
+        (Phase.REFUSED, False, False),
+        (Phase.UNREADY, True, False),
+    ],
+)
+def test_what_the_agent_leaves_down_is_told_with_the_command(
+    phase, is_dry_run, is_left_down
+) -> None:
+    shown = refused(Reason.SPAWN_FAILED)
+    policy = replace(MANAGED, is_dry_run=is_dry_run)
+    shown = replace(shown, policy=policy, life=replace(shown.life, phase=phase))
+
+    assert ("vllm-agent start llama'" in advised(shown)) == is_left_down
+
+
+def test_what_an_old_end_came_to_says_nothing_of_what_is_asked_now() -> None:
+    shown = refused(Reason.SPAWN_FAILED, model_before="org/old")
+    ending = shown.life.last_ending
+    assert ending is not None
+
+    text = str(advice_on_ending(shown, replace(ending, reason=Reason.GPU_OOM)))
+
+    assert text.startswith("Lower managed.gpu_memory_utilization")
+    assert "set-model" not in text
+
+
+def test_a_server_that_is_only_watched_is_never_said_to_be_startable() -> None:
+    shown = ended(Reason.GPU_MEMORY_TAKEN, HUB, holder="python3 (PID 7)")
+
+    assert "managed." not in advised(shown)
+    assert "vllm-agent start" not in advised(shown)

@@ -55,6 +55,7 @@ def test_a_crashed_server_tells_why_and_what_to_do() -> None:
         "signal": None,
         "holder": None,
         "advice": REASON_TEXT[Reason.UNREACHABLE].advice,
+        "bundle": None,
     }
     assert view["process_start_time_seconds"] is None
 
@@ -65,7 +66,7 @@ def test_what_is_unknown_is_null() -> None:
     unknown = (
         *("reason", "advice", "sleeping", "model_name", "version", "process_start_time_seconds"),
         *("last_ending", "last_check_timestamp_seconds", "maintenance_until_timestamp_seconds"),
-        "load",
+        *("load", "managed"),
     )
     assert {key: view[key] for key in unknown} == dict.fromkeys(unknown)
 

@@ -46,8 +46,10 @@ from vllm_agent.expose.status_page import HEADERS, render
 from vllm_agent.expose.status_page.gpus import MAX_LINES
 from vllm_agent.expose.status_page.words import moment, span
 from vllm_agent.lifecycle.load_history import LoadHistory
+from vllm_agent.lifecycle.management import Management
 from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
-from vllm_agent.lifecycle.states import PHASE_STATE, Phase
+from vllm_agent.lifecycle.server_life import Ending
+from vllm_agent.lifecycle.states import PHASE_STATE, Phase, ServerState
 from vllm_agent.observations import Download, Instant, Stage, VllmCommand
 from vllm_agent.snapshot import CollectorSnapshot, FaultCount, GpuStranger
 
@@ -444,6 +446,8 @@ def test_whatever_a_server_says_stays_text(snapshot, phase) -> None:
                     phase,
                     reason=Reason.MODEL_NOT_FOUND,
                     load=load(look=look(trouble=hostile)),
+                    management=Management(model=hostile, model_before=hostile),
+                    last_ending=Ending(1, NOW, ServerState.CRASHED, None, 7, bundle=hostile),
                 ),
             )
             for s in snapshot.servers

@@ -13,6 +13,13 @@ from vllm_agent.lifecycle.reasons import REASON_TEXT
 from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import PHASE_MEANING, PHASE_STATE, Phase, ServerState
 from vllm_agent.lifecycle.step import ENDING_SECONDS
+from vllm_agent.lifecycle.supervision import (
+    HOPELESS_REASONS,
+    MAX_DELAY_SECONDS,
+    QUIET_ENGINE_SECONDS,
+    REPEAT_SECONDS,
+    SAME_ENDINGS,
+)
 from vllm_agent.lifecycle.transitions import TRANSITIONS, TRIGGER_MEANING, Trigger
 
 if TYPE_CHECKING:
@@ -34,8 +41,28 @@ STATE_MEANING: Final = {
 }
 
 _ONLY_BY_URL: Final = frozenset({Trigger.REFUSED, Trigger.LOST, Trigger.GONE, Trigger.QUIET})
+_ONLY_MANAGED: Final = frozenset(
+    {
+        Trigger.START,
+        Trigger.START_REFUSED,
+        Trigger.CALLED_OFF,
+        Trigger.STOP,
+        Trigger.KILL,
+        Trigger.BACKING_OFF,
+        Trigger.GIVE_UP,
+    }
+)
 _BY_URL: Final = _ONLY_BY_URL | {Trigger.PASSED, Trigger.FAILING, Trigger.FAILED}
-_BY_PROCESS: Final = frozenset(Trigger) - _ONLY_BY_URL
+_BY_PROCESS: Final = frozenset(Trigger) - _ONLY_BY_URL - _ONLY_MANAGED
+# How the agent comes to start it, and what comes of a start and of a stop.
+_BY_AGENT: Final = _ONLY_MANAGED | {Trigger.APPEARED, Trigger.PASSED, Trigger.ENDED_STOPPED}
+
+
+def _codes(words: Iterable[str]) -> str:
+    """Words of the agent as a list for people."""
+    *others, last = sorted(words)
+    return f"{', '.join(map(code, others))} and {code(last)}"
+
 
 _INTRODUCTION: Final = """\
 # The life of a server
@@ -47,8 +74,8 @@ A server is in exactly one **state**. Metrics, API, log and command line spell s
 Inside, the agent works on finer **phases**; each phase belongs to one state.
 
 A server may be known *by URL* only (mode `external`: HTTP and nothing else), or the agent may
-also see *its processes* (mode `monitored`: it runs on this host). States and phases of both are
-parts of one table."""
+also see *its processes* (mode `monitored`: it runs on this host), or start and stop them, too
+(mode `managed`). States and phases of all are parts of one table."""
 
 _BY_URL_TEXT: Final = f"""\
 A server known by URL proves itself once: /health, /v1/models and /metrics have to answer as a
@@ -78,6 +105,24 @@ agent before this one knew (same boot, PID and start time) is the same launch. O
 no agent watched is `stopped`. A headless node (`--headless`) has no HTTP: it is `running` while
 its EngineCores live."""
 
+_BY_AGENT_TEXT: Final = f"""\
+All of the section before holds, and the agent acts besides. What it does next follows from the
+phase and from what is wanted of the server; [managed.md](managed.md) is the operator's side.
+
+An operator wants it *up* or *down*. Wanted up and not there, it is prepared: the agent looks
+whether all is there that a start needs, and starts it, or it is `refused` with the reason. Wanted
+down, or to be followed by another launch, it gets SIGTERM, which is repeated every
+{REPEAT_SECONDS:.0f} s while it loads, and SIGKILL after `managed.stop_timeout`. It is `stopped`
+once nothing of the launch is left. After any other end what is left is killed, too, before
+anything is started again.
+
+An end that nobody asked for is `crashed`, as is the phase `backoff` in which the agent waits to
+start it again. One that lives and does not work is stopped and started again
+(`restart.on_unhealthy`): when it answers with errors or the engine is dead, when its load has
+stalled, once when it lacks its model, and when checks time out only after
+{QUIET_ENGINE_SECONDS:.0f} s without any progress of the engine. After the SIGTERM or SIGINT of
+somebody else it is wanted down. `gave_up` lasts until an operator starts it."""
+
 _RESTARTS_TEXT: Final = f"""\
 By URL a restart is a `process_start_time_seconds` more than {SAME_START_SECONDS:.0f} s newer
 than every value seen before. Where nothing failed in between, {CONFIRMING_LOOKS} looks in a row
@@ -88,7 +133,14 @@ a restart is told by having seen it down.
 Each launch that follows a crash, or follows a launch that never served, uses one unit of the
 **restart budget** (`restart.max_restarts`). Loading refills nothing. The budget is full again
 after `restart.window` of uninterrupted running. The limit is reached when a launch needs a unit
-that is not there."""
+that is not there.
+
+The agent restarts a managed server `restart.delay` after its end, and twice as late for each unit
+in use, {MAX_DELAY_SECONDS / 60:.0f} minutes at most. A start that follows a refused one uses a
+unit, too, and so does one that follows a stop because it was unhealthy. It gives up where the
+limit is reached, and after {SAME_ENDINGS} endings in a row for one of
+{_codes(HOPELESS_REASONS)}
+without having served. Who starts it by hand fills the budget."""
 
 _ENDING_TEXT: Final = f"""\
 How the launch of a server whose processes are seen ended is judged once, from everything that
@@ -130,6 +182,9 @@ def render() -> str:
         "## A server whose processes are seen",
         _BY_PROCESS_TEXT,
         _diagram(_BY_PROCESS),
+        "## A server that the agent starts",
+        _BY_AGENT_TEXT,
+        _diagram(_BY_AGENT, Phase.ABSENT),
         "## Restarts",
         _RESTARTS_TEXT,
         "## How an end is judged",
@@ -150,24 +205,24 @@ def render() -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _diagram(triggers: frozenset[Trigger]) -> str:
+def _diagram(triggers: frozenset[Trigger], first: Phase = Phase.UNOBSERVED) -> str:
     """The cells of the table that move a server which only ever meets `triggers`."""
-    phases = _reachable(triggers)
+    phases = _reachable(triggers, first)
     labels: dict[tuple[Phase, Phase], list[Trigger]] = {}
     for (phase, trigger), target in TRANSITIONS.items():
         if target is not phase and phase in phases and trigger in triggers:
             labels.setdefault((phase, target), []).append(trigger)
     lines = ["stateDiagram-v2"]
     lines += [f'    state "{p} ({PHASE_STATE[p]})" as {p}' for p in Phase if p in phases]
-    lines.append(f"    [*] --> {Phase.UNOBSERVED}")
+    lines.append(f"    [*] --> {first}")
     lines += [
         f"    {phase} --> {target}: {', '.join(names)}" for (phase, target), names in labels.items()
     ]
     return "\n".join(("```mermaid", *lines, "```"))
 
 
-def _reachable(triggers: Iterable[Trigger]) -> set[Phase]:
-    reached = {Phase.UNOBSERVED}
+def _reachable(triggers: Iterable[Trigger], first: Phase) -> set[Phase]:
+    reached = {first}
     while following := {TRANSITIONS[p, t] for p in reached for t in triggers} - reached:
         reached |= following
     return reached
@@ -198,6 +253,16 @@ def _times() -> str:
             code("restart.window"),
             f"{policy.restart_window_seconds:.0f} s",
             "of uninterrupted running fill the budget again",
+        ),
+        (
+            code("restart.delay"),
+            f"{policy.restart_delay_seconds:.0f} s",
+            "managed: from an end to the restart, twice as long for each unit in use",
+        ),
+        (
+            code("managed.stop_timeout"),
+            f"{policy.stop_timeout_seconds:.0f} s",
+            "managed: from SIGTERM to SIGKILL",
         ),
         (
             "fixed",

@@ -99,7 +99,7 @@ BY_STAGE = {
     Stage.COMPILE: [
         LOADED,
         "Model loading took 14.9889 GiB and 24.123456 seconds",
-        "Using cache directory: /root/.cache/vllm/x/rank_0_0/backbone for vLLM's torch.compile",
+        "Using cache directory: /home/x/.cache/vllm/x/rank_0_0/backbone for vLLM's torch.compile",
         "Starting torch.compile",
         "[backbone] Starting torch.compile",
         "Dynamo bytecode transform time: 9.12 s",

@@ -43,8 +43,9 @@ from vllm_agent.observations import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable
 
+    from vllm_agent.host.gpu.seen import GpusSeen
     from vllm_agent.lifecycle.ending import EndingEvidence
     from vllm_agent.lifecycle.events import Event
     from vllm_agent.observations import ProcessTree
@@ -133,6 +134,12 @@ class ToyGpus:
         assert set(other_than)
         return "python3 (PID 7)"
 
+    def holders_of(self, uuids: Collection[str]) -> str:
+        raise NotImplementedError
+
+    def seen(self) -> GpusSeen:
+        raise NotImplementedError
+
 
 @contextlib.asynccontextmanager
 async def following(
@@ -188,11 +195,10 @@ async def test_a_server_that_loads_is_not_reached_and_that_is_all():
 async def test_a_stranger_on_its_port_does_not_answer_for_it():
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        async with following("--load-seconds", "60", is_serving=False) as scene:
-            found = sighting(Proc(), scene.server.pid, VllmCommand(port=port, host="127.0.0.1"))
-            scene.local.follow(found, scene.tell)
+        async with following("--load-seconds", "60", is_serving=False, port=port) as scene:
             knock = await scene.local.knock()
             assert not knock.is_accepted
+            assert knock.out_of_reach is None
 
 
 async def test_what_answers_where_nothing_of_its_network_listens_is_a_stranger(monkeypatch):

@@ -208,8 +208,8 @@ def test_nothing_is_known_without_a_home():
     [
         ({"HOME": "/home/x"}, "/home/x/.cache/vllm/torch_compile_cache"),
         ({"XDG_CACHE_HOME": "/xdg", "HOME": "/h"}, "/xdg/vllm/torch_compile_cache"),
-        ({"VLLM_CACHE_ROOT": "/root", "HOME": "/h"}, "/root/torch_compile_cache"),
-        ({"VLLM_CACHE_ROOT": "~/root", "HOME": "/h"}, "/h/root/torch_compile_cache"),
+        ({"VLLM_CACHE_ROOT": "/vllm", "HOME": "/h"}, "/vllm/torch_compile_cache"),
+        ({"VLLM_CACHE_ROOT": "~/vllm", "HOME": "/h"}, "/h/vllm/torch_compile_cache"),
         ({"VLLM_CACHE_ROOT": "~user", "HOME": "/h"}, None),
     ],
 )
@@ -312,3 +312,16 @@ def test_any_block_gives_absolute_paths_or_nothing(block):
         assert path is None or path == UNUSABLE or (path.startswith("/") and path.isprintable())
     for found in (seen.hub_cache, seen.compile_cache):
         assert found is None or found.startswith("/")
+
+
+def test_the_environment_of_a_start_is_read_like_that_of_a_process():
+    variables = {"HF_HOME": "$HOME/hf", "VLLM_CACHE_ROOT": "cache", "HF_HUB_OFFLINE": "1"}
+    seen = ModelEnvironment.of_start(variables | {"SECRET": "x"}, "/srv", "/home/v")
+    assert seen == ModelEnvironment(
+        home="/home/v", hf_home="/home/v/hf", vllm_cache_root="/srv/cache", is_offline=True
+    )
+    given = ModelEnvironment.of_start({"HOME": "/root"}, "/", "/home/v")
+    assert given.home == "/root"
+    assert ModelEnvironment.of_start({}, "/", None) == ModelEnvironment()
+    assert ModelEnvironment.of_start({"HF_HOME": "/\udcff"}, "/", None).hf_home == UNUSABLE
+    assert ModelEnvironment.of_start({"HF_HOME": "/\ud800"}, "/", None).hf_home == UNUSABLE

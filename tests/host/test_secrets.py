@@ -89,7 +89,7 @@ def test_the_password_of_a_url_in_any_variable_is_known():
     "environ",
     [
         b"TOKENIZER=org/tokenizer\0",
-        b"HF_TOKEN_PATH=/root/.cache/huggingface/token\0",
+        b"HF_TOKEN_PATH=/home/x/.cache/huggingface/token\0",
         b"SSH_AUTH_SOCK=/tmp/ssh-XXXX/agent.1\0",
         b"API_KEY_FILE=/run/secrets/api-key\0",
         b"PWD=/srv/models\0",

@@ -19,11 +19,14 @@ from vllm_agent.host.sockets import (
     MAX_ADDRESSES,
     MAX_SOCKETS_PER_PROCESS,
     Ownership,
+    PortUses,
     addresses,
     is_same_network,
+    is_unix_bound,
     listening,
     listening_tcp,
     listening_unix,
+    port_uses,
     server_url,
 )
 from vllm_agent.observations import Listener, VllmCommand
@@ -364,3 +367,31 @@ def test_this_host_has_the_addresses_that_it_says():
         except OSError:
             pytest.skip("no route")
         assert probe.getsockname()[0] in addresses(PROC, ME)
+
+
+def test_a_unix_socket_that_is_bound_is_known_before_it_listens(tmp_path):
+    path = f"{tmp_path}/vllm.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        assert not is_unix_bound(PROC, ME, path)
+        sock.bind(path)
+        assert is_unix_bound(PROC, ME, path)
+        assert not listening_unix(PROC, ME, path)
+    assert not is_unix_bound(PROC, ME, path)
+
+
+def test_what_the_tables_say_of_a_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        # A socket that is bound only is in no table.
+        assert port_uses(PROC, ME, port) == PortUses(frozenset(), is_told=False)
+        sock.listen()
+        assert port_uses(PROC, ME, port) == PortUses(frozenset({os.geteuid()}), is_told=True)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            connected = port_uses(PROC, ME, client.getsockname()[1])
+            assert connected == PortUses(frozenset(), is_told=True)
+
+
+def test_in_a_table_that_is_not_read_to_its_end_there_may_be_anything(monkeypatch):
+    monkeypatch.setattr(sockets, "MAX_TABLE_BYTES", 100)
+    assert port_uses(PROC, ME, 1) == PortUses(frozenset(), is_told=True)

@@ -58,7 +58,7 @@ def tree(
     return ProcessTree(process=of, is_main_alive=is_main_alive, components=components)
 
 
-ASKED = EndingEvidence(is_asked=True)
+ASKED = EndingEvidence(asked="the agent stopped it")
 """Rule 1: the agent's own stop."""
 
 TOLD_TO_STOP = EndingEvidence(stop_sign_seconds=1.0)

@@ -107,7 +107,7 @@ def test_recorded_crash_names_what_died(name: str, reason: Reason) -> None:
 
 
 def test_rule_1_an_end_the_agent_asked_for_is_stopped() -> None:
-    assert verdict(EndingEvidence(is_asked=True)) == (STOPPED, None, 1)
+    assert verdict(EndingEvidence(asked="the agent stopped it")) == (STOPPED, None, 1)
 
 
 def test_rule_1_an_end_in_maintenance_is_stopped() -> None:
@@ -465,7 +465,7 @@ def test_rule_7_an_end_nobody_can_explain_is_a_crash(status: int | None) -> None
 
 def test_the_first_rule_that_matches_decides() -> None:
     seen = EndingEvidence(
-        is_asked=True,
+        asked="the agent stopped it",
         oom_kills=1,
         logged_cause=Reason.NCCL,
         logged_cause_seconds=CLOSE - 3,
@@ -488,7 +488,7 @@ def test_the_first_rule_that_matches_decides() -> None:
     ]
     judged = [verdict(seen)]
     for without in (
-        {"is_asked": False},
+        {"asked": ""},
         {"oom_kills": None},
         {"logged_cause": None},
         {"stop_sign_seconds": None},

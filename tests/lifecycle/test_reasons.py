@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_agent.lifecycle.reasons import (
-    MAX_FACT_CHARACTERS,
-    REASON_TEXT,
-    Facts,
-    Reason,
-    advice_on,
-)
+from vllm_agent.lifecycle.advice import MAX_FACT_CHARACTERS, Facts, advice_on
+from vllm_agent.lifecycle.reasons import REASON_TEXT, Reason
 from vllm_agent.observations import Stage
 
 EVERYTHING = Facts(
@@ -34,7 +31,7 @@ UNSEEN = Facts(stage=Stage.COMPILE, limit="300 s", limit_key="servers[].start.lo
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_has_sentences(reason):
     text = REASON_TEXT[reason]
-    for sentence in (text.meaning, text.advice, *text.specific):
+    for sentence in (text.meaning, text.advice, *text.specific, *text.managed):
         assert sentence.endswith(".")
         assert not sentence[0].islower() or sentence.startswith("vLLM ")
     assert "{" not in text.meaning + text.advice
@@ -53,6 +50,89 @@ def test_every_specific_advice_can_be_given(reason):
         # What follows the last fact, for some begin with one.
         end = template.rpartition("}")[2]
         assert any(text.endswith(end) for text in given_), template
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_advice_of_a_managed_server_can_be_given(reason):
+    known = (EVERYTHING, FOLDER, Facts(port="8000"), Facts(holder="python3 (PID 7)"), Facts())
+    given_ = {advice_on(reason, replace(facts, server="llama")) for facts in known}
+    for template in REASON_TEXT[reason].managed:
+        end = template.rpartition("}")[2]
+        assert any(text.endswith(end) for text in given_), template
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_only_a_managed_server_is_advised_with_keys_of_managed_mode(reason):
+    known = (EVERYTHING, FOLDER, Facts(port="8000"), Facts(holder="python3 (PID 7)"), Facts())
+    if reason is not Reason.SPAWN_FAILED:
+        assert not any("managed." in advice_on(reason, facts) for facts in known)
+
+
+MANAGED = Facts(server="llama")
+
+
+@pytest.mark.parametrize(
+    ("reason", "facts", "expected"),
+    [
+        (
+            Reason.GPU_MEMORY_TAKEN,
+            replace(MANAGED, holder="python3 (PID 7)"),
+            (
+                "GPU memory is held by python3 (PID 7): end that, or lower "
+                "managed.gpu_memory_utilization."
+            ),
+        ),
+        (
+            Reason.GPU_MEMORY_TAKEN,
+            MANAGED,
+            (
+                "End who holds GPU memory (see 'vllm-agent gpus'), or lower "
+                "managed.gpu_memory_utilization."
+            ),
+        ),
+        (
+            Reason.AIRGAPPED,
+            replace(MANAGED, hub_id="org/name"),
+            (
+                "Run 'hf download org/name' on a host with a network and copy its HF_HOME to the "
+                "server's, or set managed.airgapped: false."
+            ),
+        ),
+        (
+            Reason.PORT_IN_USE,
+            replace(MANAGED, port="8000", holder="nginx (PID 9)"),
+            "Port 8000 is held by nginx (PID 9): end that, or write another port in `url`.",
+        ),
+        (
+            Reason.HOST_OOM,
+            replace(MANAGED, is_left_down=True),
+            (
+                "Give its cgroup or host more memory, or lower swap space and --max-model-len. "
+                "The agent leaves it down until 'vllm-agent start llama'."
+            ),
+        ),
+        (
+            Reason.SPAWN_FAILED,
+            replace(MANAGED, is_left_down=True, model_before="org/old"),
+            (
+                "Run managed.command with --help as managed.user: the command has to be there, "
+                "and that user has to exist and may run it. "
+                "The agent leaves it down until 'vllm-agent start llama'. "
+                "'vllm-agent set-model llama org/old' brings back the model before."
+            ),
+        ),
+        (
+            Reason.UNHEALTHY,
+            MANAGED,
+            (
+                "Read its newest log, below logs/ in the state directory; "
+                "'vllm-agent restart llama' restarts it at once."
+            ),
+        ),
+    ],
+)
+def test_advice_on_a_managed_server(reason, facts, expected):
+    assert advice_on(reason, facts) == expected
 
 
 @pytest.mark.parametrize(
@@ -166,6 +246,10 @@ def test_whatever_a_command_line_holds_advice_is_one_printable_bounded_line(text
     advice = advice_on(reason, facts)
     assert advice.isprintable()
     assert len(advice) <= 200 + 3 * MAX_FACT_CHARACTERS
+    managed = replace(facts, server=text, model_before=text, is_left_down=bool(text))
+    advice = advice_on(reason, managed)
+    assert advice.isprintable()
+    assert len(advice) <= 400 + 6 * MAX_FACT_CHARACTERS
 
 
 def test_a_fact_is_cut_at_its_bound_and_braces_in_it_stay_text():

@@ -19,24 +19,31 @@ from vllm_agent.lifecycle.transitions import TRANSITIONS, TRIGGER_MEANING, Trigg
 
 # A dot: the trigger changes nothing there.
 MATRIX: Final = """
-              unobserved unreached loading   stalled   ready     unready   lost      ending    overdue   absent    crashed
-passed        ready      ready     ready     ready     .         ready     ready     .         .         ready     ready
-failing       .          .         .         .         .         .         .         .         .         .         .
-failed        unready    .         unready   .         unready   .         unready   .         .         unready   unready
-refused       absent     .         .         .         .         absent    .         .         .         .         .
-lost          .          .         .         .         lost      lost      .         .         .         .         .
-gone          crashed    .         .         .         .         .         crashed   .         .         .         .
-quiet         absent     .         .         .         absent    absent    absent    .         .         .         .
-unreached     unreached  .         unreached .         .         .         .         .         .         .         .
-appeared      loading    loading   .         loading   loading   loading   loading   loading   loading   loading   loading
-waiting       loading    loading   .         .         .         .         .         .         .         .         .
-stalled       stalled    .         stalled   .         .         .         .         .         .         .         .
-progressed    .          .         .         loading   .         .         .         .         .         .         .
-end_began     ending     ending    ending    ending    ending    ending    .         .         .         .         .
-reopened      .          .         .         .         .         .         .         ready     ready     .         .
-overdue       .          .         .         .         .         .         .         overdue   .         .         .
-ended_stopped absent     absent    absent    absent    absent    absent    .         absent    absent    .         .
-ended_crashed crashed    crashed   crashed   crashed   crashed   crashed   .         crashed   crashed   .         .
+              unobserved  unreached   loading     stalled     ready       unready     lost        ending      overdue     absent      crashed     preparing   terminating killing     backoff     refused     gave_up
+passed        ready       ready       ready       ready       .           ready       ready       .           .           ready       ready       .           .           .           .           .           .
+failing       .           .           .           .           .           .           .           .           .           .           .           .           .           .           .           .           .
+failed        unready     .           unready     .           unready     .           unready     .           .           unready     unready     .           .           .           .           .           .
+refused       absent      .           .           .           .           absent      .           .           .           .           .           .           .           .           .           .           .
+lost          .           .           .           .           lost        lost        .           .           .           .           .           .           .           .           .           .           .
+gone          crashed     .           .           .           .           .           crashed     .           .           .           .           .           .           .           .           .           .
+quiet         absent      .           .           .           absent      absent      absent      .           .           .           .           .           .           .           .           .           .
+unreached     unreached   .           unreached   .           .           .           .           .           .           .           .           .           .           .           .           .           .
+appeared      loading     loading     .           loading     loading     loading     loading     loading     loading     loading     loading     loading     loading     loading     loading     loading     loading
+waiting       loading     loading     .           .           .           .           .           .           .           .           .           .           .           .           .           .           .
+stalled       stalled     .           stalled     .           .           .           .           .           .           .           .           .           .           .           .           .           .
+progressed    .           .           .           loading     .           .           .           .           .           .           .           .           .           .           .           .           .
+end_began     ending      ending      ending      ending      ending      ending      .           .           .           .           .           .           .           .           .           .           .
+reopened      .           .           .           .           .           .           .           ready       ready       .           .           .           .           .           .           .           .
+overdue       .           .           .           .           .           .           .           overdue     .           .           .           .           .           overdue     .           .           .
+ended_stopped absent      absent      absent      absent      absent      absent      .           absent      absent      .           .           .           absent      absent      .           .           .
+ended_crashed crashed     crashed     crashed     crashed     crashed     crashed     .           crashed     crashed     .           .           .           crashed     crashed     .           .           .
+start         .           .           .           .           .           .           .           .           .           preparing   preparing   .           .           .           preparing   preparing   preparing
+start_refused .           .           .           .           .           .           .           .           .           .           .           refused     .           .           .           .           .
+called_off    .           .           .           .           .           .           .           .           .           .           absent      absent      .           .           absent      absent      absent
+stop          .           terminating terminating terminating terminating terminating .           .           .           .           .           .           .           .           .           .           .
+kill          .           .           .           .           .           .           .           killing     .           .           .           .           killing     .           .           .           .
+backing_off   backoff     backoff     backoff     backoff     backoff     backoff     .           backoff     backoff     .           .           .           backoff     backoff     .           .           .
+give_up       gave_up     .           .           .           .           .           .           .           .           gave_up     gave_up     .           .           .           gave_up     gave_up     .
 """  # noqa: E501 - a matrix is read by columns
 
 
@@ -75,6 +82,12 @@ def test_each_phase_is_one_state() -> None:
         Phase.OVERDUE: "failed",
         Phase.ABSENT: "stopped",
         Phase.CRASHED: "crashed",
+        Phase.PREPARING: "starting",
+        Phase.TERMINATING: "stopping",
+        Phase.KILLING: "stopping",
+        Phase.BACKOFF: "crashed",
+        Phase.REFUSED: "failed",
+        Phase.GAVE_UP: "failed",
     }
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -185,6 +186,8 @@ async def watching(
         publication=publication,
         host=LocalHost(cast("Any", proc), list, now, dropped.append),
         clock=now,
+        state_dir=Path("/nonexistent"),
+        environ={},
         count_dropped=dropped.append,
     )
     await roster.begin()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from tests.runner.virtual_time import run_virtually
-from vllm_agent import agent, roster
+from vllm_agent import agent, roster_entry
 from vllm_agent.web_server import CannotListen, WebServer
 
 if TYPE_CHECKING:
@@ -35,13 +35,17 @@ def test_a_runner_that_fails_is_told_and_begun_again_after_a_pause(
     runner = Failing()
 
     async def main() -> None:
-        task = asyncio.create_task(roster.supervised("a", cast("ServerRunner", runner)))
-        await asyncio.sleep(2.5 * roster.FAULT_PAUSE_SECONDS)
+        task = asyncio.create_task(roster_entry.supervised("a", cast("ServerRunner", runner)))
+        await asyncio.sleep(2.5 * roster_entry.FAULT_PAUSE_SECONDS)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     run_virtually(main())
-    assert runner.begun == [0.0, roster.FAULT_PAUSE_SECONDS, 2 * roster.FAULT_PAUSE_SECONDS]
+    assert runner.begun == [
+        0.0,
+        roster_entry.FAULT_PAUSE_SECONDS,
+        2 * roster_entry.FAULT_PAUSE_SECONDS,
+    ]
     assert runner.is_faulty
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 3
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from tests.runner.virtual_time import UNIX_START, VirtualLoop, run_virtually
+from vllm_agent.idle_hold import CONNECTION_PAUSE_SECONDS
 from vllm_agent.lifecycle.launches import CONFIRMING_LOOKS
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Memory, Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
+from vllm_agent.look_plan import SLOTS_PER_INTERVAL
 from vllm_agent.observations import (
     Listener,
     MetricsFacts,
@@ -24,12 +26,7 @@ from vllm_agent.observations import (
     ProbeResult,
     ProbeRound,
 )
-from vllm_agent.server_runner import (
-    CONNECTION_PAUSE_SECONDS,
-    SLOTS_PER_INTERVAL,
-    ServerRunner,
-    Watched,
-)
+from vllm_agent.server_runner import ServerRunner, Watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

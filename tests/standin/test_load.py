@@ -264,6 +264,34 @@ def test_second_sigterm_of_a_load_stops_it(start):
     assert server.wait() == 0
 
 
+def test_second_sigterm_of_a_load_leaves_its_engine_where_asked(start):
+    """As vLLM 0.32: the signal interrupts its wait for the end of EngineCore."""
+    server = start("--hang-load", "--orphan-while-loading")
+    wait_log(server, "Loading safetensors")
+    server.terminate()
+    time.sleep(0.05)  # two pending signals of one number are one
+    server.terminate()
+    assert server.wait() == -signal.SIGINT
+    assert [title(pid) for pid in server.engine_pids] == ["VLLM::EngineCore"]
+
+
+def test_failures_last_as_long_as_a_file_says(start, tmp_path):
+    left = tmp_path / "left"
+    left.write_text("2")
+    failing = ("--fail-load", "bad_arguments", "--failures-left", str(left))
+    assert [start(*failing).wait() for _ in range(2)] == [2, 2]
+    assert start(*failing).wait_serving()
+    assert left.read_text() == "0"
+
+
+def test_a_model_that_is_not_known_is_not_found(start):
+    known = ("--known-models", "org/one", "org/two")
+    assert start(*known, model="org/two").wait_serving()
+    server = start(*known, model="org/three")
+    assert server.wait() == 1
+    assert reason_in(server.log_text()) == "model_not_found"
+
+
 def test_sigterm_kills_a_load_where_asked(start):
     server = start("--hang-load", "--no-ignore-sigterm-while-loading")
     wait_log(server, "Loading safetensors")

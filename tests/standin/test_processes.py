@@ -17,7 +17,7 @@ import pytest
 from tests.standin.conftest import ask, wait_log
 from tests.standin.test_load import RECORDINGS, normal
 from tests.vllm.ways import act_on
-from vllm_agent.demo.launch import NotServingError, StandIn, title, write_checkpoint
+from vllm_agent.demo.launch import NotServingError, StandIn, kill_all, title, write_checkpoint
 from vllm_agent.demo.standin import process
 from vllm_agent.demo.standin.endings import ENDINGS
 from vllm_agent.demo.standin.options import parse
@@ -70,6 +70,50 @@ def wait_gone(pid: int, seconds: float = 10.0) -> None:
 )
 def test_titles(serve, arguments, expected):
     assert titles(serve(*arguments)) == [*expected, TRACKER]
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_title_takes_the_room_of_the_environment(serve, is_kept):
+    """As setproctitle does; the main process has no title, and keeps both."""
+    keeping = {"SPT_NOENV": "1"} if is_kept else {}
+    server = serve(environment={"MARK_OF_A_LAUNCH": "llama/7", **keeping})
+    titled = [pid for pid in server.pids() if title(pid).startswith("VLLM::")]
+    assert len(titled) == 2
+    assert marked(server.pid)
+    assert [marked(pid) for pid in titled] == [is_kept] * 2
+
+
+def marked(pid: int) -> bool:
+    return b"MARK_OF_A_LAUNCH=llama/7" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def test_a_daemon_outlives_the_server_in_a_session_of_its_own(serve, wait_marked):
+    server = serve("--daemonise", environment={"MARK_OF_A_LAUNCH": "llama/7"})
+    (daemon,) = wait_marked(server)
+    assert "compile_worker" in title(daemon)
+    assert parent(daemon) not in server.pids()
+    server.terminate()
+    assert server.wait() == 0
+    assert title(daemon)
+
+
+@pytest.fixture
+def wait_marked():
+    """Waits for the marked processes of other sessions, and kills them in the end."""
+    found: list[int] = []
+
+    def wait(server: StandIn) -> list[int]:
+        deadline = time.monotonic() + 10
+        while not found:
+            assert time.monotonic() < deadline
+            for entry in Path("/proc").iterdir():
+                if entry.name.isdigit() and int(entry.name) not in server.pids():
+                    with contextlib.suppress(OSError):
+                        found.extend([int(entry.name)] * marked(int(entry.name)))
+        return found
+
+    yield wait
+    kill_all(found)
 
 
 def test_main_process_keeps_its_command_line(serve):

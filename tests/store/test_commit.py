@@ -112,6 +112,30 @@ async def test_a_launch_is_updated_and_keeps_its_ending(open_store):
     assert record == LaunchRecord(values.launch(has_served=True), values.ending())
 
 
+async def test_an_ending_told_again_replaces_what_was_told_before(open_store):
+    """Its evidence is kept in a file some time after it was judged."""
+    store = await open_store()
+    await store.commit("llama", values.memory(), ending=values.ending(), launch=values.launch())
+    await store.commit("llama", values.memory(2), launch=values.launch(2))
+    kept = replace(values.ending(), bundle="/var/lib/vllm-agent/evidence/llama-1.json")
+    await store.commit("llama", replace(values.memory(2), last_ending=kept), ending=kept)
+    expected = (LaunchRecord(values.launch(2), None), LaunchRecord(values.launch(), kept))
+    assert (await store.history("llama")).launches == expected
+    await store.close()
+    store = await open_store()
+    assert (await store.history("llama")).launches == expected
+    assert (await store.recall("llama")).last_ending == kept
+    assert set(store.dropped.values()) == {0}
+
+
+async def test_what_an_operator_asked_of_a_server_outlives_the_agent(open_store):
+    asked = replace(values.memory(), is_goal_up=False, chosen_model="org/other")
+    store = await open_store()
+    await store.commit("llama", asked)
+    await store.close()
+    assert await (await open_store()).recall("llama") == asked
+
+
 async def test_another_launch_of_the_same_number_does_not_inherit_an_ending(open_store):
     store = await open_store()
     await store.commit("llama", values.memory(), ending=values.ending(), launch=values.launch())

@@ -144,6 +144,76 @@ SCHEMA_2 = """
     PRAGMA user_version = 2;
 """
 
+SCHEMA_3 = """
+    PRAGMA auto_vacuum = INCREMENTAL;
+    PRAGMA journal_mode = WAL;
+    CREATE TABLE servers (
+        server TEXT NOT NULL PRIMARY KEY,
+        phase TEXT NOT NULL,
+        reason TEXT,
+        has_served INTEGER NOT NULL,
+        newest_start_seconds REAL,
+        is_load_balanced INTEGER NOT NULL,
+        budget_limit INTEGER NOT NULL,
+        budget_remaining INTEGER NOT NULL,
+        is_limit_reached INTEGER NOT NULL,
+        maintenance_until_unix_seconds REAL,
+        entered_unix_seconds REAL,
+        last_ending_launch INTEGER,
+        model_name TEXT,
+        version TEXT,
+        committed_unix_seconds REAL NOT NULL,
+        process_boot_id TEXT,
+        process_pid INTEGER,
+        process_start_ticks INTEGER,
+        launch_has_served INTEGER NOT NULL DEFAULT 0,
+        url TEXT,
+        is_discovered INTEGER NOT NULL DEFAULT 0,
+        is_wanted INTEGER NOT NULL DEFAULT 1,
+        is_forgotten INTEGER NOT NULL DEFAULT 0
+    ) WITHOUT ROWID;
+    CREATE TABLE counters (
+        server TEXT NOT NULL,
+        counter TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value NUMERIC NOT NULL,
+        PRIMARY KEY (server, counter, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE launches (
+        server TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        start_seconds REAL,
+        first_seen_unix_seconds REAL NOT NULL,
+        has_served INTEGER NOT NULL,
+        ended_unix_seconds REAL,
+        end_state TEXT,
+        end_reason TEXT,
+        end_rule INTEGER,
+        end_evidence TEXT,
+        end_exit_code INTEGER,
+        end_signal INTEGER,
+        process_boot_id TEXT,
+        process_pid INTEGER,
+        process_start_ticks INTEGER,
+        end_holder TEXT,
+        end_log TEXT,
+        PRIMARY KEY (server, number)
+    ) WITHOUT ROWID;
+    CREATE TABLE transitions (
+        id INTEGER PRIMARY KEY,
+        server TEXT NOT NULL,
+        at_unix_seconds REAL NOT NULL,
+        from_phase TEXT NOT NULL,
+        to_phase TEXT NOT NULL,
+        reason TEXT,
+        detail TEXT NOT NULL,
+        launch_number INTEGER
+    );
+    CREATE INDEX transitions_by_server ON transitions (server, id);
+    PRAGMA application_id = 1984719969;
+    PRAGMA user_version = 3;
+"""
+
 ROWS_1 = """
     INSERT INTO servers VALUES (
         'llama', 'ready', 'engine_died', 1, 1699999994.5, 0, 3, 1, 0, NULL,
@@ -167,6 +237,19 @@ ROWS_2 = """
         ('llama', 5, 1699999998.75, 1700000000, 0, NULL, NULL, NULL, NULL, NULL, NULL,
          NULL, 'a0e1d2c3-0000-4000-8000-000000000000', 4242, 1234567);
 """
+ROWS_3 = """
+    INSERT INTO servers VALUES (
+        'llama', 'ready', 'engine_died', 1, 1699999994.5, 0, 3, 1, 0, NULL,
+        1699999997.5, 4, 'tiny', '0.32.0', 1700000000,
+        'a0e1d2c3-0000-4000-8000-000000000000', 4242, 1234567, 1, 'http://127.0.0.1:8000', 1, 0, 0
+    );
+    INSERT INTO launches VALUES
+        ('llama', 4, 1699999998.75, 1700000000, 0, 1700000000, 'crashed', 'signal', 5,
+         '["it died"]', NULL, 9, 'a0e1d2c3-0000-4000-8000-000000000000', 4242, 1234567,
+         'PID 7', '["ERROR no port"]'),
+        ('llama', 5, 1699999998.75, 1700000000, 0, NULL, NULL, NULL, NULL, NULL, NULL,
+         NULL, 'a0e1d2c3-0000-4000-8000-000000000000', 4242, 1234567, NULL, NULL);
+"""
 ROWS = """
     INSERT INTO counters VALUES
         ('llama', 'launches', '', 5),
@@ -186,7 +269,7 @@ class OldFile:
     version: int
     statements: str
     memory: Memory
-    process: ProcessId | None
+    process: ProcessId | None = values.PROCESS
 
     @property
     def history(self) -> History:
@@ -194,7 +277,10 @@ class OldFile:
         launches = [replace(values.launch(number), process=self.process) for number in (5, 4)]
         return History(
             transitions=(values.transition(4),),
-            launches=(LaunchRecord(launches[0], None), LaunchRecord(launches[1], ENDING)),
+            launches=(
+                LaunchRecord(launches[0], None),
+                LaunchRecord(launches[1], self.memory.last_ending),
+            ),
         )
 
 
@@ -210,7 +296,14 @@ OLD_FILES = (
         2,
         SCHEMA_2 + ROWS_2,
         replace(values.discovered(5), last_ending=ENDING),
-        process=values.PROCESS,
+    ),
+    OldFile(
+        3,
+        SCHEMA_3 + ROWS_3,
+        replace(
+            values.discovered(5),
+            last_ending=replace(ENDING, holder="PID 7", log=("ERROR no port",)),
+        ),
     ),
 )
 
@@ -259,8 +352,13 @@ async def test_everything_that_was_in_it_is_still_there(old, old_file, open_stor
 
 async def test_what_comes_new_is_kept_in_it(old, old_file, open_store):
     store = await open_store()
-    newest = replace(values.discovered(6), load_history=values.loads())
-    ending = replace(values.ending(6), holder="PID 7", log=("ERROR no port",))
+    newest = replace(
+        values.discovered(6),
+        load_history=values.loads(),
+        is_goal_up=False,
+        chosen_model="org/other",
+    )
+    ending = replace(values.ending(6), holder="PID 8", log=("ERROR",), bundle="/evidence/6")
     await store.commit("llama", newest, ending=ending, launch=values.launch(6))
     await store.close()
     store = await open_store()
@@ -277,7 +375,7 @@ async def test_it_is_as_a_new_file_then(old_file, open_store, tmp_path):
 
 def test_it_is_migrated_in_one_transaction(old, old_file, monkeypatch):
     before = columns(old_file)
-    added = {**schema._ADDED_COLUMNS, 3: {"launches": ("end_log", "end_log")}}
+    added = {**schema._ADDED_COLUMNS, 4: {"launches": ("end_bundle", "end_bundle")}}
     monkeypatch.setattr(schema, "_ADDED_COLUMNS", added)
     connection = sqlite3.connect(old_file, isolation_level=None)
     with contextlib.closing(connection), pytest.raises(sqlite3.OperationalError, match="duplicate"):

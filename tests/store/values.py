@@ -171,6 +171,8 @@ memories = st.builds(
     is_wanted=st.booleans(),
     is_forgotten=st.booleans(),
     load_history=load_histories,
+    is_goal_up=st.none() | st.booleans(),
+    chosen_model=st.none() | texts,
 )
 launches = st.builds(
     Launch,
@@ -192,6 +194,7 @@ endings = st.builds(
     signal=st.none() | st.integers(1, 64),
     holder=texts,
     log=st.lists(texts, max_size=4).map(tuple),
+    bundle=texts,
 )
 transitions = st.builds(
     Transition,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -14,12 +15,14 @@ from urllib.parse import quote
 from vllm_agent.cli.outcome import (
     CommandError,
     NoAgentError,
+    RefusedError,
     UnknownPathError,
     UnknownServerError,
 )
-from vllm_agent.cli.text import plain
+from vllm_agent.cli.text import plain, shell_word
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from vllm_agent.expose.json_view import ErrorView
@@ -31,6 +34,9 @@ GPUS_PATH: Final = "/api/v1/gpus"
 ANSWER_SECONDS: Final = 15.0
 """The longest wait for an answer: the agent itself gives up after 10 s."""
 
+TICK_SECONDS: Final = 0.2
+"""How often a command looks up while the agent works; shorter than anybody notices."""
+
 _REFUSALS: Final = MappingProxyType(
     {"unknown_server": UnknownServerError, "unknown_path": UnknownPathError}
 )
@@ -41,10 +47,14 @@ Json: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the agent said; `etag` asks later whether it would still say the same."""
+    """What the agent said; `etag` asks later whether it would still say the same.
+
+    `is_under_way` is whether what was asked for is not done yet.
+    """
 
     body: bytes
     etag: str | None
+    is_under_way: bool = False
 
     @property
     def json(self) -> Json:
@@ -125,6 +135,43 @@ class AgentClient:
         """Lets a discovered server that ended leave."""
         self._request("POST", f"{server_path(name)}/forget")
 
+    def ensure_healthy(self, name: str) -> Answer:
+        """Has a server started if it does not run; the answer is the server as it is then."""
+        return self._request("POST", f"{server_path(name)}/ensure-healthy", body=b"{}")[1]
+
+    def ask(self, name: str, what: str, wish: Json, meanwhile: Callable[[], None]) -> Answer:
+        """Asks what may take minutes; the answer is the server as it is then.
+
+        `meanwhile` is called every `TICK_SECONDS` and may read. What it raises ends the wait, and
+        the agent goes on: so does Ctrl-C.
+        """
+        # One of its own: an answer that is waited for leaves no room for others.
+        connection = _SocketConnection(self._path)
+        try:
+            connection.request("POST", f"{server_path(name)}/{what}", json.dumps(wish).encode())
+        except OSError as error:
+            connection.close()
+            raise self._no_agent(error) from None
+        try:
+            while not select.select([connection.sock], [], [], TICK_SECONDS)[0]:
+                meanwhile()
+            answer = self._answer(connection, name)
+        finally:
+            connection.close()
+        return answer
+
+    def _answer(self, connection: _SocketConnection, name: str) -> Answer:
+        try:
+            status, answer = _received(connection)
+        except (OSError, http.client.HTTPException):
+            raise NoAgentError(
+                f"the agent at {self._path} went away before it answered: once it runs again, "
+                f"'vllm-agent status {shell_word(name)}' says what came of it"
+            ) from None
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise _refusal(answer)
+        return answer
+
     def _request(
         self,
         method: str,
@@ -152,8 +199,7 @@ class AgentClient:
         self, method: str, path: str, headers: dict[str, str], body: bytes | None
     ) -> tuple[int, Answer]:
         self._connection.request(method, path, body, headers)
-        response = self._connection.getresponse()
-        return response.status, Answer(response.read(), response.getheader("ETag"))
+        return _received(self._connection)
 
     def _no_agent(self, error: Exception) -> CommandError:
         match error:
@@ -180,11 +226,17 @@ def server_path(name: str) -> str:
     return f"{SERVERS_PATH}/{quote(name, safe='')}"
 
 
+def _received(connection: http.client.HTTPConnection) -> tuple[int, Answer]:
+    response = connection.getresponse()
+    body, etag = response.read(), response.getheader("ETag")
+    return response.status, Answer(body, etag, response.status == HTTPStatus.ACCEPTED)
+
+
 def _refusal(answer: Answer) -> CommandError:
     try:
         view: ErrorView = answer.json
         error = view["error"]
-        text, code = plain(f"{error['message']}: {error['hint']}"), error["code"]
+        message, hint, code = plain(error["message"]), plain(error["hint"]), error["code"]
     except (ValueError, KeyError, TypeError):
-        text, code = "the agent gave an answer that is none: is it of another version?", ""
-    return _REFUSALS.get(code, CommandError)(text)
+        return RefusedError("the agent gave an answer that is none: is it of another version?")
+    return _REFUSALS.get(code, RefusedError)(message, hint, code)

@@ -26,6 +26,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         self._flag_names: list[str] = []
+        self._argv: Sequence[str] = ()
+        self._no_flags: dict[str, str] = {}
         super().__init__(allow_abbrev=False, **options)
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
@@ -33,9 +35,15 @@ class Parser(argparse.ArgumentParser):
         self._flag_names += [name for name in names if name.startswith("--")]
         return super().add_argument(*names, **options)
 
+    def refuse_flag_as(self, argument: str, text: str) -> None:
+        """Has `text` said to a word that begins with '-' where a value of `argument` belongs."""
+        self._no_flags[argument] = text
+
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Reads all of `argv`; raises `UsageError` for what is not known."""
+        self._argv = argv
         arguments, unknown = self.parse_known_args(argv)
+        self._argv = ()
         if unknown:
             flag = unknown[0].partition("=")[0]
             kind = "flag" if flag.startswith("-") else "argument"
@@ -44,6 +52,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong, and where to read what is right."""
+        known = {*self._flag_names, "--"}
+        no_flags = (
+            word
+            for word in self._argv
+            if word.startswith("-") and word.partition("=")[0] not in known
+        )
+        odd = next(no_flags, None)
+        for argument, text in self._no_flags.items():
+            if odd is not None and argument in message:
+                message = f"{text}, got {odd!r}"
         raise UsageError(f"{message}; see '{self.prog} --help'")
 
 

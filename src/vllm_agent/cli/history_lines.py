@@ -116,13 +116,16 @@ def _advised(newest_first: Sequence[LaunchView]) -> dict[str, int]:
 
 
 def _known_of(ending: EndingView, advised: Mapping[str, int], *, with_log: bool) -> Iterator[str]:
-    """Who was in the way, what to do, and what the server said itself."""
+    """Who was in the way, what to do, where the evidence is, and what the server said itself."""
     # An agent of an older version tells of none of these.
     holder, advice, log = ending.get("holder"), ending.get("advice"), ending.get("log") or []
+    bundle = ending.get("bundle")
     if holder:
         yield f"held by: {holder}"
     if advice and advised[advice] == ending["launch"]:
         yield f"advice: {advice}"
+    if bundle:
+        yield f"evidence: {bundle}"
     if log and with_log:
         yield "log:"
         yield from (_INDENT + line for line in log)

@@ -13,7 +13,8 @@ from vllm_agent.cli.load_bar import (
     percent,
     stage_ratio,
 )
-from vllm_agent.cli.text import UNKNOWN, age, age_of, byte_size, local_time, plain
+from vllm_agent.cli.text import UNKNOWN, age, age_of, local_time, plain
+from vllm_agent.expose.size_text import size_text
 from vllm_agent.observations import Stage, Witness
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _shard(weights: WeightsView) -> str:
 def _amount(done: int | None, size: int | None) -> str:
     if done is None:
         return ""
-    return byte_size(done) + ("" if size is None else f" of {byte_size(size)}")
+    return size_text(done) + ("" if size is None else f" of {size_text(size)}")
 
 
 def _stage(load: LoadView, name: str) -> StageView | None:

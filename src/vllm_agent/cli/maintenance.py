@@ -30,6 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="End it by itself after this long, such as 30m. Default: only by 'off'.",
     )
     add_client_flags(parser)
+    parser.epilog = (
+        "It works in every mode. Meanwhile nobody is paged, and the agent starts a managed server "
+        "again only where somebody asks for it."
+    )
 
 
 def execute(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

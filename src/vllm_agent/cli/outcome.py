@@ -16,21 +16,36 @@ class ExitCode(IntEnum):
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked; the message says what to do next."""
+    """A command cannot do what it was asked; the message says what to do next.
+
+    `more` are sentences that stand on lines of their own.
+    """
 
     exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *more: str) -> None:
+        super().__init__(message)
+        self.more = more
 
     @property
     def line(self) -> str:
         """What goes to standard error."""
-        return f"vllm-agent: {self}"
+        return "\n".join(f"vllm-agent: {told}" for told in (str(self), *self.more))
 
 
-class UnknownServerError(CommandError):
+class RefusedError(CommandError):
+    """The agent did not do what it was asked; `code` is its word for why, empty for none."""
+
+    def __init__(self, message: str, hint: str = "", code: str = "") -> None:
+        super().__init__(f"{message}: {hint}" if hint else message)
+        self.message, self.hint, self.code = message, hint, code
+
+
+class UnknownServerError(RefusedError):
     """The agent watches no server of this name."""
 
 
-class UnknownPathError(CommandError):
+class UnknownPathError(RefusedError):
     """The agent has no such answer: it is of an older version."""
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.cli.text import age, byte_size, plain
+from vllm_agent.cli.managed_lines import managed_of
+from vllm_agent.cli.text import age, plain
+from vllm_agent.expose.size_text import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +48,9 @@ def component_name(component: ComponentView) -> str:
 
 
 def _keepers(server: ServerView) -> Iterator[tuple[str, str]]:
+    if managed_of(server) is not None:
+        yield "supervised", "by this agent"
+        return
     if server["unit"]:
         yield "unit", plain(server["unit"])
     if server["container_id"]:
@@ -69,7 +74,7 @@ def _sums(server: ServerView, processes: int) -> str:
     if server["threads"] is not None:
         parts.append(f"{server['threads']} threads")
     if server["resident_memory_bytes"] is not None:
-        resident = byte_size(server["resident_memory_bytes"])
+        resident = size_text(server["resident_memory_bytes"])
         parts.append(f"{resident} resident (shared pages count several times)")
     if server["open_fds"] is not None:
         parts.append(f"{server['open_fds']} open files")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
+    from vllm_agent.cli.arguments import Parser
+
 _PROGRAM: Final = "vllm-agent"
 _INTERRUPTED: Final = 130
 """What shells give a command that SIGINT ended."""
@@ -28,7 +30,7 @@ _WRITE_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno
 class CommandModule(Protocol):
     """What a module of this package has to be a command."""
 
-    def configure(self, parser: argparse.ArgumentParser) -> None:
+    def configure(self, parser: Parser) -> None:
         """Adds the arguments of the command."""
 
     def execute(self, arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -52,6 +54,11 @@ COMMANDS: Final = (
     Command("gpus", "gpus", "show every GPU, and who holds its memory"),
     Command("history", "history", "show what happened to the servers or to one, newest last"),
     Command("wait", "wait", "wait until a server is in a state"),
+    Command("start", "start", "start a managed server"),
+    Command("stop", "stop", "stop a managed server, and say how it ended"),
+    Command("restart", "restart", "stop a managed server and start it again"),
+    Command("set-model", "set_model", "have a managed server serve another model"),
+    Command("ensure-healthy", "ensure_healthy", "have a server run: return once it does"),
     Command("maintenance", "maintenance", "say that an end of a server is planned"),
     Command("forget", "forget", "let a discovered server that ended leave, and its page with it"),
     Command("demo", "demo", "watch stand-in servers load, crash and come back"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.gpu_lines import server_gpu_rows
 from vllm_agent.cli.load_lines import load_rows
+from vllm_agent.cli.managed_lines import managed_rows
 from vllm_agent.cli.process_rows import process_rows
 from vllm_agent.cli.text import UNKNOWN, age_of, local_time, plain, shown
 from vllm_agent.config.duration import format_duration
@@ -53,6 +54,7 @@ def detail_rows(
         DetailRow("server", f"{plain(server['name'])} ({_origin(server)})"),
         DetailRow("url", shown(server["url"])),
         *_condition(server, now_unix_seconds),
+        *(DetailRow(label, text) for label, text in managed_rows(server, now_unix_seconds)),
         *(DetailRow(label, text) for label, text in load_rows(server, now_unix_seconds)),
         DetailRow("model", _models(server)),
         DetailRow("version", shown(server["version"])),
@@ -127,12 +129,14 @@ def _last_ending(ending: EndingView | None, server: ServerView) -> Iterator[Deta
         yield DetailRow("judged by", f"rule {ending['rule']}: {RULE_MEANING[ending['rule']]}")
     for fact in ending["evidence"]:
         yield DetailRow("evidence", plain(fact))
-    # An agent of an older version tells of neither.
-    holder, advice = ending.get("holder"), ending.get("advice")
+    # An agent of an older version tells of none of these.
+    holder, advice, bundle = ending.get("holder"), ending.get("advice"), ending.get("bundle")
     if holder:
         yield DetailRow("held by", plain(holder))
-    if advice and advice != server["advice"]:
+    if advice and not (server["advice"] or "").startswith(advice):
         yield DetailRow("advice", plain(advice))
+    if bundle:
+        yield DetailRow("evidence in", plain(bundle))
     if ending["state"] == ServerState.CRASHED and server["mode"] != LifecycleMode.EXTERNAL:
         name = shlex.quote(plain(server["name"]))
         yield DetailRow("its log", f"vllm-agent history {name} --log")

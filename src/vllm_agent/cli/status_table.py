@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.cli.load_bar import table_cells
+from vllm_agent.cli.managed_lines import managed_cells, managed_remarks
 from vllm_agent.cli.text import UNKNOWN, age_of, plain, shown
 from vllm_agent.expose.severity import BY_SEVERITY, worst_first
 
@@ -18,6 +19,7 @@ HEADINGS: Final = (
     *("SERVER", "STATE", "SINCE", "MODEL", "VERSION"),
     *("REASON", "RESTARTS", "CRASHES", "CHECKED", "PID", "URL"),
     *("STAGE", "DONE", "LEFT"),
+    *("MODE", "WANTED", "NEXT"),
 )
 """One word each, and no value has a space in it but a name that has: columns stay columns.
 
@@ -47,10 +49,12 @@ def table_row(server: ServerView, now_unix_seconds: float) -> tuple[str, ...]:
         UNKNOWN if server["pid"] is None else str(server["pid"]),
         shown(server["url"]),
         *table_cells(server),
+        server["mode"],
+        *managed_cells(server, now_unix_seconds),
     )
 
 
-def remarks(server: ServerView) -> tuple[str, ...]:
+def remarks(server: ServerView, now_unix_seconds: float) -> tuple[str, ...]:
     """What is special about a server beyond its state and reason."""
     told = {
         "sleeping": bool(server["sleeping"]),
@@ -58,7 +62,8 @@ def remarks(server: ServerView) -> tuple[str, ...]:
         "restart limit": server["restart_budget"]["limit_reached"],
         f"{server['orphans']} orphaned": bool(server["orphans"]),
     }
-    return tuple(word for word, holds in told.items() if holds)
+    words = (word for word, holds in told.items() if holds)
+    return (*words, *managed_remarks(server, now_unix_seconds))
 
 
 def notices(view: ServersView) -> list[str]:

@@ -42,7 +42,7 @@ _STATE_STYLES: Final = {
 QUIET: Final = Style(dim=True)
 _DONE_STYLE: Final = Style(color="green")
 GAP: Final = 2
-_DROPPED_FIRST: Final = ("URL", "CHECKED", "PID", "VERSION", "MODEL", "CRASHES", "RESTARTS")
+_DROPPED_FIRST: Final = ("MODE", "URL", "CHECKED", "PID", "VERSION", "MODEL", "CRASHES", "RESTARTS")
 """What a narrow terminal does without, in this order; `status SERVER` shows all of it."""
 
 _MIN_MODEL_WIDTH: Final = 14
@@ -59,8 +59,8 @@ _LOADS: Final = frozenset({"LOAD", _LOAD_OR_REASON})
 _WRAPPED: Final = frozenset({"REASON", _LOAD_OR_REASON})
 _BARE: Final = ("SERVER", "STATE")
 _NUMBERS: Final = frozenset({"RESTARTS", "CRASHES", "PID"})
-_IN_LOAD: Final = frozenset({"STAGE", "DONE", "LEFT"})
-"""What is one column here, and only where a server loads."""
+_ELSEWHERE: Final = frozenset({"STAGE", "DONE", "LEFT", "WANTED", "NEXT"})
+"""What is one column here, and only where a server loads, or is told beside the reason."""
 
 _Row: TypeAlias = dict[str, str]
 
@@ -301,8 +301,8 @@ def _cells(server: ServerView, now: float) -> _Row:
     # A model's folder or owner is the part that can be missed.
     cells["MODEL"] = cells["MODEL"].rstrip("/").rpartition("/")[2] or cells["MODEL"]
     reason = () if cells["REASON"] == UNKNOWN else (cells["REASON"],)
-    cells["REASON"] = ", ".join((*reason, *remarks(server))) or UNKNOWN
-    return {heading: text for heading, text in cells.items() if heading not in _IN_LOAD}
+    cells["REASON"] = ", ".join((*reason, *remarks(server, now))) or UNKNOWN
+    return {heading: text for heading, text in cells.items() if heading not in _ELSEWHERE}
 
 
 def _styled(heading: str, text: str, state: str) -> Text:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
+
+from vllm_agent.expose.size_text import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,8 +15,6 @@ UNKNOWN: Final = "-"
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
-_BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
-_BYTE_UNIT_RATIO: Final = 1024
 _GIB: Final = 1024**3
 _GAP: Final = "  "
 
@@ -24,6 +25,11 @@ def plain(text: str) -> str:
         character if character.isprintable() else " " if character.isspace() else "\ufffd"
         for character in text
     )
+
+
+def shell_word(text: str) -> str:
+    """The text as one word of a command that people copy into a shell."""
+    return shlex.quote(plain(text))
 
 
 def shown(text: str | None) -> str:
@@ -43,19 +49,9 @@ def age(seconds: float) -> str:
     return f"{whole // _DAY}d{whole % _DAY // _HOUR:02}h"
 
 
-def byte_size(count: int) -> str:
-    """A number of bytes in the largest unit that leaves a whole number before the point."""
-    size, unit = float(count), _BYTE_UNITS[0]
-    for larger in _BYTE_UNITS[1:]:
-        if size < _BYTE_UNIT_RATIO:
-            break
-        size, unit = size / _BYTE_UNIT_RATIO, larger
-    return f"{count} {unit}" if unit == _BYTE_UNITS[0] else f"{size:.1f} {unit}"
-
-
 def size_shown(count: int | None) -> str:
     """A number of bytes in its own unit, or the sign for unknown."""
-    return UNKNOWN if count is None else byte_size(count)
+    return UNKNOWN if count is None else size_text(count)
 
 
 def gib(count: int | None) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from vllm_agent.cli.load_bar import load_of
 from vllm_agent.cli.load_lines import load_parts, trouble_text
+from vllm_agent.cli.managed_lines import managed_of, outlook
 from vllm_agent.cli.text import plain
 from vllm_agent.lifecycle.states import ServerState
 
@@ -127,7 +128,9 @@ def failure_lines(server: ServerView) -> list[str]:
             told.append(f"advice: {server['advice']}")
         if server["state"] == ServerState.CRASHED and ending is not None and ending.get("holder"):
             told.append(f"held by {ending['holder']}")
-    if server["state"] in _GONE and server["supervised"] is False:
+    if managed_of(server) is not None:
+        told.append(outlook(server))
+    elif server["state"] in _GONE and server["supervised"] is False:
         told.append("nobody starts it again: no systemd service or container keeps it up")
     name = plain(server["name"])
     return [f"{name}: {plain(text)}" for text in told if text]

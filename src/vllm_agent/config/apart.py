@@ -9,7 +9,7 @@ import os
 import pickle
 import signal
 import traceback
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Final, NoReturn, cast
 
 from vllm_agent.config.problem import ConfigError
 
@@ -24,7 +24,7 @@ MAX_ANSWER_BYTES: Final = 64 * 2**20
 100,000 unknown keys, each told with all that are known, to 18."""
 
 _CHUNK_BYTES: Final = 64 * 1024
-_CHECK: Final = "vllm-agent check-config reads it without another process"
+CHECK: Final = "vllm-agent check-config reads it without another process"
 
 
 class NoConfigError(Exception):
@@ -51,10 +51,7 @@ def load_apart(
     except OSError as error:
         os.close(reading)
         os.close(writing)
-        raise NoConfigError(
-            f"cannot start the process that reads the configuration: {error.strerror}: "
-            "let the agent have one process more (TasksMax=, pids.max, ulimit -u)"
-        ) from None
+        raise cannot_start(error) from None
     if child == 0:
         # Or it would wait for itself to read, should the agent end.
         os.close(reading)
@@ -69,17 +66,14 @@ def load_apart(
     finally:
         os.close(reading)
         _, status = os.waitpid(child, 0)
-    answer = _unpacked(content, os.waitstatus_to_exitcode(status))
-    if isinstance(answer, Exception):
-        raise answer
-    return cast("Config", answer)
+    return configuration(content, os.waitstatus_to_exitcode(status))
 
 
 def _answer(writing: int, path: Path | None, environ: Mapping[str, str]) -> NoReturn:
     """What the fork does. It leaves by `_exit`: what is buffered or registered is the parent's."""
     status = 1
     try:
-        content = _outcome(path, environ)
+        content = outcome(path, environ)
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(content)
         status = 0
@@ -87,8 +81,8 @@ def _answer(writing: int, path: Path | None, environ: Mapping[str, str]) -> NoRe
         os._exit(status)
 
 
-def _outcome(path: Path | None, environ: Mapping[str, str]) -> bytes:
-    """The configuration, or the error that the parent raises, pickled."""
+def outcome(path: Path | None, environ: Mapping[str, str]) -> bytes:
+    """The configuration, or the error that `configuration` raises, pickled."""
     from vllm_agent.config.load import load  # noqa: PLC0415 - this import is what the fork is for
 
     try:
@@ -107,19 +101,43 @@ def _read(reading: int) -> bytes:
     while chunk := os.read(reading, _CHUNK_BYTES):
         content += chunk
         if len(content) > MAX_ANSWER_BYTES:
-            raise NoConfigError(
-                "the configuration, or what is wrong with it, takes more than "
-                f"{MAX_ANSWER_BYTES // 2**20} MiB to tell: {_CHECK}"
-            )
+            raise too_long()
     return bytes(content)
 
 
-def _unpacked(content: bytes, status: int) -> Any:
+def cannot_start(error: OSError) -> NoConfigError:
+    """Why there is no other process."""
+    return NoConfigError(
+        f"cannot start the process that reads the configuration: {error.strerror}: "
+        "let the agent have one process more (TasksMax=, pids.max, ulimit -u)"
+    )
+
+
+def too_long() -> NoConfigError:
+    """What is the matter with an answer beyond the bound."""
+    return NoConfigError(
+        "the configuration, or what is wrong with it, takes more than "
+        f"{MAX_ANSWER_BYTES // 2**20} MiB to tell: {CHECK}"
+    )
+
+
+def configuration(content: bytes, status: int) -> Config:
+    """What another process of this agent made with `outcome`; `status` is how it ended.
+
+    Raises:
+        ConfigError: as `load` raises it.
+        NoConfigError: it did not answer.
+    """
     try:
-        # From a fork of this very process, through a pipe that nobody else has.
-        return pickle.loads(content)  # noqa: S301 - see above
+        # From a process that this one started, through a pipe that nobody else has.
+        answer = pickle.loads(content)  # noqa: S301 - see above
     except (EOFError, pickle.UnpicklingError):
         raise NoConfigError(_ending(status)) from None
+    except (AttributeError, ImportError):
+        raise NoConfigError("the agent was replaced while it runs: restart the agent") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return cast("Config", answer)
 
 
 def _ending(status: int) -> str:
@@ -127,4 +145,4 @@ def _ending(status: int) -> str:
     if status == -signal.SIGKILL:
         return f"{text} was killed: if memory ran out (dmesg tells), allow the agent 64 MiB more"
     ending = f"was ended by signal {-status}" if status < 0 else "ended without an answer"
-    return f"{text} {ending}: {_CHECK}, and shows why"
+    return f"{text} {ending}: {CHECK}, and shows why"

@@ -55,6 +55,7 @@ class Settings:
     config_check: bool
     listen_addresses: tuple[ListenAddress, ...]
     telemetry_path: str
+    enable_lifecycle: bool
     state_dir: Path
     log_level: LogLevel
     log_format: LogFormat
@@ -173,6 +174,14 @@ FLAGS: tuple[Flag, ...] = (
         default_text="/metrics",
         help="Path of the metrics.",
         metavar="PATH",
+    ),
+    Flag(
+        name="--web.enable-lifecycle",
+        setting="enable_lifecycle",
+        parse=_boolean,
+        default=lambda _: False,
+        default_text="false",
+        help="Let everybody who reaches the agent reload its configuration: POST /-/reload.",
     ),
     Flag(
         name="--state.dir",

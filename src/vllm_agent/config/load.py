@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from vllm_agent.config.document import Document, parse_document
 from vllm_agent.config.messages import FOLLOWING_ERROR, message
-from vllm_agent.config.model import Config, ConfigFile, MatchConfig
+from vllm_agent.config.model import DEFAULT_MANAGED_URL, Config, ConfigFile, MatchConfig
+from vllm_agent.config.overrides import override
 from vllm_agent.config.problem import ConfigError, Problem, key_path, quoted
 from vllm_agent.config.url import parse_server_url
 from vllm_agent.config.values import LoadContext
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 2**20
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Config:  # noqa: ARG001 - callers pass all sources; no key of this version has a variable
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """Load the configuration from a file; None gives the configuration without servers.
 
-    Takes about a millisecond per four servers, so a reload belongs in a thread.
+    `environ` changes what `overrides` says. Takes about a millisecond per four servers.
 
     Raises:
         ConfigError: the file cannot be read or used, with every problem found in it.
@@ -38,11 +39,13 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:  # noqa: ARG0
     file = str(path)
     document = parse_document(_read_text(path), file)
     # An empty file, or one with comments only, is a configuration too.
-    value = {} if document.value is None else document.value
-    problems = document.problems + [
+    overridden = override({} if document.value is None else document.value, environ)
+    value = overridden.value
+    problems = [*document.problems, *overridden.problems]
+    problems += (
         Problem(file, document.line_of(where), key_path(where), text)
         for where, text in _duplicates(value)
-    ]
+    )
     try:
         context = LoadContext(path.absolute().parent)
         content = ConfigFile.model_validate(value, context=context, by_alias=True, by_name=False)
@@ -51,7 +54,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:  # noqa: ARG0
     if problems:
         problems.sort(key=lambda problem: problem.line or 0)
         raise ConfigError(tuple(problems)) from None
-    return Config(**dict(content), source=path)
+    return Config(**dict(content), source=path, warnings=overridden.warnings)
 
 
 def _read_text(path: Path) -> str:
@@ -86,16 +89,15 @@ def _read_message(error: OSError | ValueError) -> str:
 
 
 def _problems(error: ValidationError, document: Document, file: str) -> list[Problem]:
-    return [
-        Problem(
-            file,
-            document.line_of(details["loc"]),
-            key_path(details["loc"]),
-            message(details),
-        )
-        for details in error.errors(include_url=False)
-        if details["type"] != FOLLOWING_ERROR
-    ]
+    problems = []
+    for details in error.errors(include_url=False):
+        if details["type"] != FOLLOWING_ERROR:
+            where = details["loc"]
+            # Said of a key itself, behind its name.
+            where = where[:-1] if where[-1:] == ("[key]",) else where
+            text = message(details)
+            problems.append(Problem(file, document.line_of(where), key_path(where), text))
+    return problems
 
 
 def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -105,6 +107,7 @@ def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     addresses: dict[ServerUrl, int] = {}
     processes: dict[object, int] = {}
     log_files: dict[str, int] = {}
+    ports: dict[int, int] = {}
     for index, server in enumerate(servers if isinstance(servers, list) else ()):
         if not isinstance(server, dict):
             continue
@@ -119,6 +122,13 @@ def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
                 text = f"servers[{first}] writes to the same file: give each server its own"
                 yield ("servers", index, "log_file"), text
         url = _url(server)
+        is_managed = _is_managed(server)
+        if url is not None and url.port is not None and is_managed:
+            first = ports.setdefault(url.port, index)
+            if first != index:
+                text = f"servers[{first}] is started on port {url.port} too: write another in url"
+                yield ("servers", index, "url"), text
+                continue
         if url is not None and addresses.setdefault(url, index) != index:
             text = f"servers[{addresses[url]}] has the same address: name each server once"
             yield ("servers", index, "url"), text
@@ -126,11 +136,20 @@ def _duplicates(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
         key, process = _process(server, url)
         if process is not None and processes.setdefault(process, index) != index:
             text = f"servers[{processes[process]}] is the same process of this host"
-            yield ("servers", index, key), f"{text}: write a match that tells them apart"
+            advice = (
+                "give it a port of its own" if is_managed else "write a match that tells them apart"
+            )
+            yield ("servers", index, key), f"{text}: {advice}"
+
+
+def _is_managed(server: Mapping[str, Any]) -> bool:
+    return bool(server.get("mode") == LifecycleMode.MANAGED)
 
 
 def _url(server: Mapping[str, Any]) -> ServerUrl | None:
     url = server.get("url")
+    if url is None and _is_managed(server):
+        url = DEFAULT_MANAGED_URL
     try:
         return parse_server_url(url) if isinstance(url, str) else None
     except ValueError:
@@ -138,8 +157,8 @@ def _url(server: Mapping[str, Any]) -> ServerUrl | None:
 
 
 def _process(server: Mapping[str, Any], url: ServerUrl | None) -> tuple[str, object]:
-    """Give what tells a monitored server's process, and the key that says so; None if nothing."""
-    if server.get("mode") not in (None, LifecycleMode.MONITORED):
+    """Give what tells a local server's process, and the key that says so; None if nothing."""
+    if server.get("mode") not in (None, LifecycleMode.MONITORED, LifecycleMode.MANAGED):
         return "mode", None
     if server.get("match") is None:
         return "url", MatchConfig(port=url.port) if url and url.port else url

@@ -12,7 +12,7 @@ from vllm_agent.config.messages import keys_of, section_of
 from vllm_agent.config.model import ConfigFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -53,6 +53,19 @@ servers:
     restart:
       max_restarts: 3
       window: 60s
+
+  - name: gemma           # started, restarted and stopped by the agent
+    mode: managed
+    model: google/gemma-3-4b-it
+    url: http://127.0.0.1:8001
+    restart:
+      delay: 5s
+    managed:
+      command: [/opt/vllm/bin/vllm, serve]
+      args: [--max-model-len, "8192"]
+      env: {HF_HOME: /srv/models}
+      gpu_memory_utilization: 0.8
+      user: vllm          # where the agent runs as root
 """
 
 _INTRODUCTION = """\
@@ -73,6 +86,24 @@ value has its default. Anchors, aliases and `<<` work. Durations are written as 
 """
 
 
+_VARIABLES_INTRODUCTION = """\
+These change a file that has exactly one managed server. With several they are errors, all but a
+`VLLM_PORT` that Kubernetes set; with none they mean nothing to the agent.
+"""
+
+_VARIABLES = (
+    ("`VLLM_MODEL`", "Its `model`."),
+    (
+        "`VLLM_PORT`",
+        (
+            "The port of its `url`. A URI, which Kubernetes sets for a service named `vllm`, is "
+            "ignored with a warning. Never handed on: vLLM takes it for its inner ports."
+        ),
+    ),
+    ("`HF_TOKEN`", "The token for the Hugging Face Hub. Handed on; kept and shown nowhere."),
+)
+
+
 def render() -> str:
     """Render the whole reference page, which ends with one line end."""
     parts = (
@@ -82,6 +113,9 @@ def render() -> str:
         "## File\n",
         _FILE_INTRODUCTION,
         _key_table(),
+        "## Variables of a managed server\n",
+        _VARIABLES_INTRODUCTION,
+        _table(("Environment", "Meaning"), _VARIABLES),
         "## Example\n",
         f"```yaml\n{EXAMPLE}```\n",
     )
@@ -129,6 +163,8 @@ def _default_cell(name: str, field: FieldInfo) -> str:
         return "required"
     if default is PydanticUndefined or default is None or default == ():
         return ""
+    if isinstance(default, tuple):
+        return _code(f"[{', '.join(default)}]")
     if name.endswith("_seconds"):
         return _code(format_duration(default))
     return _code(str(default).lower())
@@ -138,7 +174,7 @@ def _code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     # A bar ends a cell, in code spans too.
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)

@@ -1,14 +1,15 @@
 """The configuration as frozen values. Every key, its default and its bounds are declared once.
 
-The sections `discovery`, `gpu`, `start` and `tls_config` have modules of their own. Python names
-carry units (`interval_seconds`); the file says `interval: 10s`. `description` and `examples` feed
-the error messages and the generated documentation.
+Most sections have modules of their own. Python names carry units (`interval_seconds`); the file
+says `interval: 10s`. `description` and `examples` feed the error messages and the generated
+documentation.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
+from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -24,6 +25,7 @@ from pydantic import (
 
 from vllm_agent.config.discovery import DiscoveryConfig
 from vllm_agent.config.gpu import GpuConfig
+from vllm_agent.config.managed import ManagedConfig
 from vllm_agent.config.match_values import (
     MAX_COMMAND_CHARACTERS,
     MAX_PATTERN_LENGTH,
@@ -32,10 +34,13 @@ from vllm_agent.config.match_values import (
     parse_pattern,
     parse_unit,
 )
+from vllm_agent.config.model_id import MAX_MODEL_LENGTH, why_no_model
 from vllm_agent.config.problem import quoted, shown
+from vllm_agent.config.restart import MANAGED_ONLY, RestartConfig
 from vllm_agent.config.start import StartConfig
+from vllm_agent.config.this_host import is_of_this_host
 from vllm_agent.config.tls import TlsConfig  # noqa: TC001 - pydantic reads the annotation
-from vllm_agent.config.url import MAX_PORT, ServerUrl
+from vllm_agent.config.url import MAX_PORT, ServerUrl, parse_server_url
 from vllm_agent.config.values import (
     ApiKeyFile,
     Duration,
@@ -53,22 +58,26 @@ from vllm_agent.lifecycle.states import LifecycleMode
 
 # Twice the number of servers that one agent is measured with.
 MAX_SERVERS = 2_000
-# The longest name that Hugging Face allows is 96 characters; local paths are longer.
-MAX_MODEL_LENGTH = 512
 # Below a second a probe costs more than it tells; beyond an hour nobody waits for a verdict.
 MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS = 1.0, 3_600.0
 # A millisecond is the smallest duration that can be written; /health answers at once or is stuck.
 MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS = 0.001, 60.0
 # More failed checks than this in a row are a threshold nobody meant.
 MAX_FAILURE_THRESHOLD = 100
-# A limit that high never ends a loop, which is what the limit is for.
-MAX_RESTARTS = 1_000
-MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS = 1.0, 24 * 3_600.0
 
 DEFAULT_TIMEOUT_SECONDS = 5.0
+# Where vLLM listens unless told otherwise.
+DEFAULT_MANAGED_URL = "http://127.0.0.1:8000"
 
 _GLOB_CHARACTERS = frozenset("*?[")
-_MONITORED_ONLY = "goes with mode: monitored only: an external server is watched by its url"
+_NOT_EXTERNAL = "does not go with mode: external: such a server is watched by its url"
+_NOT_MANAGED = MappingProxyType(
+    {
+        "match": "does not go with mode: managed: the agent knows the processes that it starts",
+        "log_file": "does not go with mode: managed: its log is kept in the folder of --state.dir",
+    }
+)
+_MANAGED_ONLY = "goes with mode: managed only: the agent starts and stops no other server"
 
 
 class ProbeConfig(Section):
@@ -96,26 +105,6 @@ class ProbeConfig(Section):
             f"Failed checks in a row, 1 to {MAX_FAILURE_THRESHOLD}, "
             "before the server counts as failed."
         ),
-    )
-
-
-class RestartConfig(Section):
-    """How many restarts in how short a time are reported as a crash loop."""
-
-    max_restarts: int = Field(
-        3,
-        strict=True,
-        ge=1,
-        le=MAX_RESTARTS,
-        description=(
-            f"Restarts after a crash, 1 to {MAX_RESTARTS:,}, "
-            "before the restart limit counts as reached."
-        ),
-    )
-    window_seconds: Annotated[Duration, between(MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS)] = Field(
-        60.0,
-        alias="window",
-        description="Uninterrupted time running, 1s to 1d, after which restarts are forgotten.",
     )
 
 
@@ -182,11 +171,10 @@ class MatchConfig(Section):
 
 
 def _mode(value: Any) -> LifecycleMode:
-    if value == LifecycleMode.MANAGED:
-        fail("managed is not supported by this version: write mode: monitored or mode: external")
-    if value not in (LifecycleMode.MONITORED, LifecycleMode.EXTERNAL):
-        fail(f"must be monitored or external, got {shown(value)}")
-    return LifecycleMode(value)
+    try:
+        return LifecycleMode(value)
+    except ValueError:
+        fail(f"must be monitored, external or managed, got {shown(value)}")
 
 
 class ServerConfig(Section):
@@ -203,7 +191,8 @@ class ServerConfig(Section):
         LifecycleMode.MONITORED,
         description=(
             "`monitored`: runs on this host, whoever starts it; its processes are watched too. "
-            "`external`: runs anywhere; watched by its URL only."
+            "`external`: runs anywhere; watched by its URL only. `managed`: started, restarted and "
+            "stopped by the agent; watched as a monitored one."
         ),
     )
     url: Annotated[ServerUrl, PlainValidator(parsed_url), PlainSerializer(str)] | None = Field(
@@ -213,7 +202,8 @@ class ServerConfig(Section):
             "Where the server listens: `http://host:port`, `https://host:port` or "
             "`unix:///path`, followed by vLLM's `--root-path` if it has one. One name per URL. "
             "Required for an external server. Default for a monitored one: where it is found to "
-            "listen."
+            "listen. A managed one is told to listen there: `http` or `unix` on this host; "
+            f"default `{DEFAULT_MANAGED_URL}`, and `http://0.0.0.0:8000` for all addresses."
         ),
         examples=["http://127.0.0.1:8000"],
     )
@@ -228,13 +218,17 @@ class ServerConfig(Section):
     )
     model: StrictStr | None = Field(
         None,
-        description="Served model name that must be listed in `/v1/models`. Default: any.",
+        validate_default=True,
+        description=(
+            "Served model name that must be listed in `/v1/models`. Default: any. Of a managed "
+            "server, required: the model to start it with, `organization/name` or a path."
+        ),
     )
     api_key_file: ApiKeyFile | None = Field(
         None,
         description=(
             "File with the server's API key in one line. Read again for every check, so it can "
-            "be rotated."
+            "be rotated. A managed server is started with it (`VLLM_API_KEY`)."
         ),
     )
     tls_config: TlsConfig | None = Field(None, description="TLS settings of an `https` URL.")
@@ -248,6 +242,10 @@ class ServerConfig(Section):
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
     start: StartConfig = Field(default_factory=StartConfig)
     restart: RestartConfig = Field(default_factory=RestartConfig)
+    managed: ManagedConfig = Field(
+        default_factory=ManagedConfig,
+        description="With `mode: managed` only: how the agent starts and stops it.",
+    )
 
     @field_validator("name")
     @classmethod
@@ -261,9 +259,35 @@ class ServerConfig(Section):
 
     @field_validator("url")
     @classmethod
-    def _external_needs_url(cls, value: ServerUrl | None, info: ValidationInfo) -> ServerUrl | None:
-        if value is None and info.data.get("mode") is LifecycleMode.EXTERNAL:
-            fail("is missing: write url: http://127.0.0.1:8000")
+    def _is_where_its_mode_allows(
+        cls, value: ServerUrl | None, info: ValidationInfo
+    ) -> ServerUrl | None:
+        mode = info.data.get("mode")
+        if value is None and mode is LifecycleMode.EXTERNAL:
+            fail(f"is missing: write url: {DEFAULT_MANAGED_URL}")
+        if mode is not LifecycleMode.MANAGED:
+            return value
+        if value is None:
+            return parse_server_url(DEFAULT_MANAGED_URL)
+        if value.scheme == "https":
+            fail("must be http:// or unix:// with mode: managed: the agent asks it on this host")
+        # Which addresses this host has is read where a file of configuration is loaded.
+        if value.host is not None and info.context is not None and not is_of_this_host(value.host):
+            fail(
+                f"must be on this host with mode: managed: write url: {DEFAULT_MANAGED_URL}, or "
+                "http://0.0.0.0:8000 for all its addresses"
+            )
+        return value
+
+    @field_validator("match", "log_file", "start")
+    @classmethod
+    def _goes_with_its_mode(cls, value: Any, info: ValidationInfo) -> Any:
+        mode = info.data.get("mode")
+        if value is not None and mode is LifecycleMode.EXTERNAL:
+            fail(_NOT_EXTERNAL)
+        why = _NOT_MANAGED.get(f"{info.field_name}")
+        if value is not None and mode is LifecycleMode.MANAGED and why is not None:
+            fail(why)
         return value
 
     @field_validator("match")
@@ -271,19 +295,10 @@ class ServerConfig(Section):
     def _monitored_is_told_apart(
         cls, value: MatchConfig | None, info: ValidationInfo
     ) -> MatchConfig | None:
-        mode = info.data.get("mode")
-        if value is not None and mode is LifecycleMode.EXTERNAL:
-            fail(_MONITORED_ONLY)
+        is_monitored = info.data.get("mode") is LifecycleMode.MONITORED
         # A url that is wrong itself is not in the data: one error is enough.
-        if value is None and mode is LifecycleMode.MONITORED and info.data.get("url", "") is None:
+        if value is None and is_monitored and info.data.get("url", "") is None:
             fail("is missing: write match: {port: 8000}, or the url of a server on this host")
-        return value
-
-    @field_validator("log_file", "start")
-    @classmethod
-    def _loads_on_this_host(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("mode") is LifecycleMode.EXTERNAL:
-            fail(_MONITORED_ONLY)
         return value
 
     @field_validator("log_file")
@@ -295,12 +310,36 @@ class ServerConfig(Section):
 
     @field_validator("model")
     @classmethod
-    def _is_model_name(cls, value: str | None) -> str | None:
-        if value is not None and not (0 < len(value) <= MAX_MODEL_LENGTH and value.isprintable()):
+    def _is_model(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("mode") is LifecycleMode.MANAGED:
+            if value is None:
+                fail("is missing: write model: organization/name, the model to start it with")
+            if why := why_no_model(value):
+                fail(f"{why}, got {quoted(value)}")
+        elif value is not None and not (0 < len(value) <= MAX_MODEL_LENGTH and value.isprintable()):
             fail(
                 f"must be 1 to {MAX_MODEL_LENGTH} printable characters, got {quoted(value)}: "
                 "write a name that /v1/models lists"
             )
+        return value
+
+    @field_validator("restart")
+    @classmethod
+    def _restarts_what_it_starts(cls, value: RestartConfig, info: ValidationInfo) -> RestartConfig:
+        mode = info.data.get("mode", LifecycleMode.MANAGED)
+        if mode is not LifecycleMode.MANAGED:
+            fields = RestartConfig.model_fields
+            written = [name for name in MANAGED_ONLY if name in value.model_fields_set]
+            if written:
+                keys = ", ".join(fields[name].alias or name for name in written)
+                fail(f"{keys}: {_MANAGED_ONLY}")
+        return value
+
+    @field_validator("managed")
+    @classmethod
+    def _manages_what_it_starts(cls, value: ManagedConfig, info: ValidationInfo) -> ManagedConfig:
+        if info.data.get("mode", LifecycleMode.MANAGED) is not LifecycleMode.MANAGED:
+            fail(f"{_MANAGED_ONLY}: write mode: managed")
         return value
 
     @field_validator("tls_config")
@@ -325,11 +364,12 @@ class ConfigFile(Section):
 class Config(ConfigFile):
     """A whole configuration. `source` is its file, or None where there is none.
 
-    `default_probe`, `default_start` and `default_restart` are for servers that the file does not
-    name.
+    `warnings` is what to log of what was ignored, a sentence each. `default_probe`,
+    `default_start` and `default_restart` are for servers that the file does not name.
     """
 
     source: Path | None = None
+    warnings: tuple[str, ...] = ()
     default_probe: ProbeConfig = Field(default_factory=ProbeConfig)
     default_start: StartConfig = Field(default_factory=StartConfig)
     default_restart: RestartConfig = Field(default_factory=RestartConfig)

@@ -8,6 +8,9 @@ from typing import Final
 MAX_REVISION_LENGTH: Final = 255
 """Of a branch, tag or commit: git holds each part of a reference in a file name of that length."""
 
+MAX_MODEL_LENGTH: Final = 512
+"""Of what names a model: an id of the Hub has 96 to a name, and a path is longer."""
+
 # The rules of huggingface_hub's validate_repo_id, which vLLM goes by.
 _REPO_ID: Final = re.compile(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
 _GGUF: Final = ".gguf"
@@ -27,6 +30,18 @@ def why_no_repo_id(text: str) -> str:
         return "an id of the Hub has no '--' and no '..'"
     if text.endswith(".git"):
         return "an id of the Hub does not end with '.git'"
+    return ""
+
+
+def why_no_model(text: str) -> str:
+    """What keeps `text` from being the model that a vLLM is started with, as a clause, or empty.
+
+    That is an id of the Hub, a path, or what else a version of vLLM takes (`s3://...`).
+    """
+    if not 0 < len(text) <= MAX_MODEL_LENGTH or not text.isprintable() or text != text.strip():
+        return f"a model is 1 to {MAX_MODEL_LENGTH} printable characters, no space around them"
+    if text.startswith("-"):
+        return "a model does not begin with '-': that would be a flag"
     return ""
 
 

@@ -10,13 +10,16 @@ import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm_agent.config.model_id import divide_model
+from vllm_agent.config.url import parse_server_url
 from vllm_agent.expose.load_view import watched_load
-from vllm_agent.lifecycle.reasons import Facts, advice_on
+from vllm_agent.expose.managed_view import shown_model, wanted_model
+from vllm_agent.lifecycle.advice import Facts, advice_on
+from vllm_agent.lifecycle.states import Phase
+from vllm_agent.observations import VllmCommand
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.reasons import Reason
     from vllm_agent.lifecycle.server_life import Ending
-    from vllm_agent.observations import VllmCommand
     from vllm_agent.snapshot import ServerSnapshot
 
 # One that people can copy into a shell.
@@ -25,12 +28,13 @@ _REVISION: Final = re.compile(r"[\w.][\w./-]{0,95}", re.ASCII)
 # How a GPU's fault is told in the evidence of an ending.
 _XID: Final = re.compile(r"XID (\d+) on ", re.ASCII)
 
+_RETRIED: Final = frozenset({Phase.BACKOFF, Phase.REFUSED})
+
 
 def advice_on_server(server: ServerSnapshot, reason: Reason) -> str:
     """What to do about the failure that a server is in."""
-    ending = server.life.last_ending
-    is_of_newest = ending is not None and ending.launch_number == _newest_launch(server)
-    return advice_on(reason, _facts(server, ending if is_of_newest else None, is_newest=True))
+    known = _known(server, _ending_of_failure(server, reason), is_newest=True)
+    return advice_on(reason, Facts(**known | _of_start(server, reason)))
 
 
 def advice_on_ending(server: ServerSnapshot, ending: Ending) -> str | None:
@@ -41,15 +45,59 @@ def advice_on_ending(server: ServerSnapshot, ending: Ending) -> str | None:
     if ending.reason is None:
         return None
     is_newest = ending.launch_number == _newest_launch(server)
-    return advice_on(ending.reason, _facts(server, ending, is_newest=is_newest))
+    return advice_on(ending.reason, Facts(**_known(server, ending, is_newest=is_newest)))
+
+
+def _ending_of_failure(server: ServerSnapshot, reason: Reason) -> Ending | None:
+    """The ending that a server's failure is, or came with; None where it is another's."""
+    ending = server.life.last_ending
+    if ending is None or ending.launch_number != _newest_launch(server):
+        return None
+    # A start that was refused came after the end of the newest launch.
+    is_earlier = server.life.management is not None and ending.reason is not reason
+    return None if is_earlier or server.life.phase is Phase.REFUSED else ending
+
+
+def _of_start(server: ServerSnapshot, reason: Reason) -> dict[str, Any]:
+    """What is known of a start of a managed server, whether or not it came to a launch."""
+    asked, phase = server.life.management, server.life.phase
+    if asked is None:
+        return {}
+    is_left = phase is Phase.GAVE_UP or (phase in _RETRIED and server.policy.is_dry_run)
+    known: dict[str, Any] = {
+        "is_left_down": is_left,
+        "model_before": _as_argument(asked.model_before),
+    }
+    trouble = asked.trouble
+    if trouble is not None and trouble.reason is reason and trouble.holder:
+        known["holder"] = trouble.holder
+    model, sighting = wanted_model(server), server.sighting
+    if model is not None and (sighting is None or sighting.command.model != model):
+        known |= {"hub_id": "", "revision": "", "folder": ""} | _of_model(VllmCommand(model=model))
+    return known | _of_url(server.url)
+
+
+def _of_url(text: str) -> dict[str, str]:
+    try:
+        url = parse_server_url(text)
+    except ValueError:
+        return {}
+    return {} if url.host is None else {"port": str(url.port)}
+
+
+def _as_argument(model: str | None) -> str:
+    """A model that people can copy into a shell; empty for one that must not be shown in full."""
+    return "" if model is None or shown_model(model) != model else shlex.quote(model)
 
 
 def _newest_launch(server: ServerSnapshot) -> int | None:
     return None if server.life.launch is None else server.life.launch.number
 
 
-def _facts(server: ServerSnapshot, ending: Ending | None, *, is_newest: bool) -> Facts:
+def _known(server: ServerSnapshot, ending: Ending | None, *, is_newest: bool) -> dict[str, Any]:
     known: dict[str, Any] = {}
+    if server.life.management is not None:
+        known["server"] = shlex.quote(server.name)
     if ending is not None:
         known["holder"] = ending.holder
         known["logged"] = shlex.quote(server.name) if ending.log else ""
@@ -57,7 +105,7 @@ def _facts(server: ServerSnapshot, ending: Ending | None, *, is_newest: bool) ->
         known["xid"] = next(xids, "")
     if is_newest:
         known |= _of_command(server) | _of_load(server)
-    return Facts(**known)
+    return known
 
 
 def _of_command(server: ServerSnapshot) -> dict[str, str]:

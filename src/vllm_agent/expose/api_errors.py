@@ -23,6 +23,8 @@ JSON_TYPE: Final = "application/json"
 SHOWN_PATH_LENGTH: Final = 128
 """More of an unknown path than this tells nobody what is wrong with it."""
 
+ALLOW_HINT: Final = "The Allow header of this answer lists the methods of this path."
+
 _LOGGER: Final = logging.getLogger(__name__)
 
 
@@ -92,9 +94,10 @@ class ErrorAnswers:
             case web.HTTPMethodNotAllowed():
                 message = f"{error.method} is not allowed here"
                 allow: dict[str, str] = {hdrs.ALLOW: error.headers[hdrs.ALLOW]}
-                return ApiError(status, "method_not_allowed", message, self._method_hint, allow)
+                hint = self._method_hint if hdrs.METH_GET in error.allowed_methods else ALLOW_HINT
+                return ApiError(status, "method_not_allowed", message, hint, allow)
             case web.HTTPRequestEntityTooLarge():
-                hint = 'A body such as {"on": true} is all that is needed.'
+                hint = "A small object of JSON is all that is needed."
                 return ApiError(status, "body_too_large", "the body is too large", hint)
             case _:
                 return ApiError(status, "bad_request", error.reason, "Correct the request.")

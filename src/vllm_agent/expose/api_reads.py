@@ -116,16 +116,22 @@ class Reads:
 
     def wanted(self, request: web.Request) -> ServerSnapshot:
         """The server that the path names; raises `ApiError` where there is none."""
-        agent, name = self._current(), request.match_info["server"]
-        server = agent.server(name)
+        server = self._current().server(request.match_info["server"])
         if server is None:
-            names = [known.name for known in agent.servers]
-            raise _unknown_server(name[:MAX_NAME_LENGTH], names, self._names_hint)
+            raise self.unknown(request)
         return server
 
-    def answer(self, server: ServerSnapshot) -> web.Response:
+    def unknown(self, request: web.Request) -> ApiError:
+        """Says that there is no server that the path names, and which are near to it."""
+        names = [known.name for known in self._current().servers]
+        name = request.match_info["server"][:MAX_NAME_LENGTH]
+        return _unknown_server(name, names, self._names_hint)
+
+    def answer(self, server: ServerSnapshot, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
         """The answer on one server, whatever the client knows already."""
-        return _json(self._views.server(server, self._current()).body)
+        response = _json(self._views.server(server, self._current()).body)
+        response.set_status(status)
+        return response
 
 
 def _unless_known(request: web.Request, view: EncodedView) -> web.Response:

@@ -20,7 +20,8 @@ class EndingView(TypedDict):
     """How a launch ended; `rule` is the number of the ending rule that decided.
 
     `advice` is null where there is no reason. `holder` is who held what the launch needed, its port
-    or GPU memory, null where nobody is known to. `log` are the last lines of its log that matter:
+    or GPU memory, null where nobody is known to. `bundle` is the file on the agent's host in which
+    the evidence is kept, null where it is not. `log` are the last lines of its log that matter:
     only in the history, and only on the control socket, for users may have written them.
     """
 
@@ -34,6 +35,7 @@ class EndingView(TypedDict):
     signal: int | None
     holder: str | None
     advice: str | None
+    bundle: str | None
     log: NotRequired[list[str]]
 
 
@@ -90,6 +92,7 @@ def ending_view(server: ServerSnapshot, ending: Ending) -> EndingView:
         signal=ending.signal,
         holder=ending.holder or None,
         advice=advice_on_ending(server, ending),
+        bundle=ending.bundle or None,
     )
 
 

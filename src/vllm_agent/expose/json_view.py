@@ -12,6 +12,7 @@ from vllm_agent.expose.advice import advice_on_server
 from vllm_agent.expose.history_view import EndingView, ending_view
 from vllm_agent.expose.json_text import duration, timestamp
 from vllm_agent.expose.load_view import LoadView, load_view
+from vllm_agent.expose.managed_view import ManagedView, managed_view
 from vllm_agent.expose.process_view import ProcessView, SightView, process_view, sight_views
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import ALIVE_PHASES, Initiator, ServerState
@@ -54,7 +55,8 @@ class ServerView(ProcessView):
     """One server, complete.
 
     `url` is null where nobody can connect to it (a headless node, another network). `desired_up` is
-    null where nobody said whether it should be up, `load` where this agent saw no load.
+    null where nobody said whether it should be up, `load` where this agent saw no load, `managed`
+    where the agent only watches it.
     """
 
     name: str
@@ -81,6 +83,7 @@ class ServerView(ProcessView):
     restart_budget: BudgetView
     last_ending: EndingView | None
     load: LoadView | None
+    managed: ManagedView | None
     consecutive_failures: int
     last_check_timestamp_seconds: float | None
     probes: dict[str, ProbeView]
@@ -185,6 +188,7 @@ def server_view(server: ServerSnapshot) -> ServerView:
         restart_budget=_budget_view(life.budget, server.policy.restart_window_seconds),
         last_ending=None if life.last_ending is None else ending_view(server, life.last_ending),
         load=load_view(server),
+        managed=managed_view(server),
         **process_view(server),
         consecutive_failures=life.consecutive_failures,
         last_check_timestamp_seconds=(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
-from vllm_agent.expose.api_errors import ApiError
 from vllm_agent.expose.json_view import MAX_MAINTENANCE_SECONDS
+from vllm_agent.expose.request_body import is_number, parse_object, refuse_body
 
 if TYPE_CHECKING:
     from vllm_agent.observations import Instant
@@ -37,15 +35,10 @@ def parse_maintenance(body: bytes) -> MaintenanceRequest:
     Raises:
         ApiError: it is not what is expected; the error says what to send.
     """
-    try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        _refuse("bad_json", "the body is not JSON")
-    if not isinstance(value, dict) or not isinstance(value.get("on"), bool):
-        _refuse("bad_body", 'the body must be an object in which "on" is true or false')
-    if unknown := sorted(value.keys() - _KEYS):
-        _refuse("bad_body", f"the body has an unknown key: {unknown[0]!r}")
-    is_on: bool = value["on"]
+    value = parse_object(body, _KEYS, _EXAMPLE)
+    is_on = value.get("on")
+    if not isinstance(is_on, bool):
+        refuse_body('"on" must be true or false', _EXAMPLE)
     return MaintenanceRequest(is_on, _for_seconds(value.get("for_seconds"), is_on=is_on))
 
 
@@ -53,17 +46,8 @@ def _for_seconds(value: Any, *, is_on: bool) -> float | None:
     if value is None:
         return None
     if not is_on:
-        _refuse("bad_body", '"for_seconds" goes with "on": true only')
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= MAX_MAINTENANCE_SECONDS:
+        refuse_body('"for_seconds" goes with "on": true only', _EXAMPLE)
+    if not is_number(value) or not 0 < value <= MAX_MAINTENANCE_SECONDS:
         limit = f"{MAX_MAINTENANCE_SECONDS:.0f}"
-        _refuse("bad_body", f'"for_seconds" must be a number above 0 and at most {limit}')
+        refuse_body(f'"for_seconds" must be a number above 0 and at most {limit}', _EXAMPLE)
     return float(value)
-
-
-def _refuse(code: str, message: str) -> NoReturn:
-    raise ApiError(HTTPStatus.BAD_REQUEST, code, message, _EXAMPLE)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

@@ -208,6 +208,11 @@ class Discovery:
             )
         )
 
+    def tell_again(self) -> None:
+        """Tells of every main process again at the next look: whose they are may have changed."""
+        self._left_out |= dict.fromkeys(self._mains)
+        self._mains.clear()
+
     def _forget_ended(self) -> None:
         now = self._clock().monotonic_seconds
         has_room = self._places_taken() < self._max_servers

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Protocol
 from vllm_agent.host.followed_files import FollowedFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
+    from vllm_agent.host.gpu.seen import GpusSeen
     from vllm_agent.host.hf_hub.sizes import HubSizes
     from vllm_agent.host.proc import Proc, ProcessStat
     from vllm_agent.observations import Instant
 
 
 class Gpus(Protocol):
-    """What an end wants of the GPUs; `host.gpu.collector` is the real one."""
+    """What starts and ends want of the GPUs; `host.gpu.collector` is the real one."""
 
     def look_soon(self) -> None:
         """Makes the next look at the GPUs come at once."""
@@ -32,6 +33,12 @@ class Gpus(Protocol):
 
     def holders(self, other_than: Iterable[int]) -> str:
         """Who else holds the most memory of the GPUs, for people; empty where nobody does."""
+
+    def holders_of(self, uuids: Collection[str]) -> str:
+        """Who holds the most memory of these devices, for people; empty if nobody is known to."""
+
+    def seen(self) -> GpusSeen:
+        """The real devices as of the newest look."""
 
 
 @dataclass(frozen=True, slots=True)

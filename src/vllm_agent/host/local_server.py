@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.host.vllm_http import Target
     from vllm_agent.lifecycle.events import Event
-    from vllm_agent.observations import ProbeRound, ProcessId, Sighting, VllmCommand
+    from vllm_agent.observations import EngineFacts, ProbeRound, ProcessId, Sighting, VllmCommand
 
 _NETWORK_FIX = "let it listen on an address that this host reaches, and give that as its url"
 _NOT_CONNECTED = frozenset({ProbeCause.REFUSED, ProbeCause.TIMEOUT, ProbeCause.DNS})
@@ -205,6 +205,10 @@ class LocalServer:
                 look.started.monotonic_seconds, is_healthy=health.is_success
             )
         return replace(look, listener=listener)
+
+    async def ask_engine(self) -> EngineFacts | None:
+        """What its engine has done so far; None where it does not say, or not in time."""
+        return None if self._eyes is None else await self._eyes.ask_engine()
 
     @property
     def is_holding(self) -> bool:

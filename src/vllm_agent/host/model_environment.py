@@ -11,10 +11,10 @@ import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import urlsplit
 
 from vllm_agent.host.contained_file import UnreadableFileError
 from vllm_agent.host.contained_tree import open_tree_of, working_folder
+from vllm_agent.host.hf_hub.hub_variables import is_on, origin
 from vllm_agent.host.proc import read_small
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ _PATHS: Final = (
 )
 _NAMES: Final = frozenset({*_PATHS, "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"})
 _NO_FIELDS: Final = (b"",) * 6  # passwd(5) has seven
-_TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})  # huggingface_hub.constants
 _UNKNOWN: Final = "\0"  # in no path
 _REFERENCE: Final = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)  # posixpath.expandvars
 
@@ -88,6 +87,20 @@ class ModelEnvironment:
         return cls._of(values, folder)
 
     @classmethod
+    def of_start(cls, environ: Mapping[str, str], folder: str, home: str | None) -> Self:
+        """The variables of a process that is yet to be started in `folder`.
+
+        `home` is that of the user database, for where HOME is not set.
+        """
+        values = {
+            name: _text(environ[name].encode("utf-8", "surrogatepass"))
+            for name in _NAMES & environ.keys()
+        }
+        if home is not None:
+            values.setdefault("HOME", home)
+        return cls._of(values, folder)
+
+    @classmethod
     def _of(cls, values: Mapping[str, str], folder: str | None) -> Self:
         paths = {name: _path(values, name, folder) for name in _PATHS if name in values}
         hub_cache = paths.get("HF_HUB_CACHE", paths.get("HUGGINGFACE_HUB_CACHE"))
@@ -97,8 +110,8 @@ class ModelEnvironment:
             hf_home=paths.get("HF_HOME"),
             hf_hub_cache=hub_cache,
             xdg_cache_home=paths.get("XDG_CACHE_HOME"),
-            hf_endpoint=_origin(values.get("HF_ENDPOINT", "")),
-            is_offline=offline.upper() in _TRUE,
+            hf_endpoint=origin(values.get("HF_ENDPOINT", "")),
+            is_offline=is_on(offline),
             vllm_cache_root=paths.get("VLLM_CACHE_ROOT"),
         )
 
@@ -192,12 +205,4 @@ def _home_of_user(proc: Proc, pid: int) -> str | None:
         _, _, uid, _, _, home, *_ = (*line.split(b":"), *_NO_FIELDS)
         if user is not None and uid == b"%d" % user[0]:
             return _text(home)
-    return None
-
-
-def _origin(url: str) -> str | None:
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(url)
-        if parts.scheme in {"http", "https"} and parts.hostname:
-            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     return None

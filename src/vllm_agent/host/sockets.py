@@ -10,6 +10,7 @@ import ipaddress
 import itertools
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.config.url import parse_server_url
@@ -42,6 +43,18 @@ _NOWHERE: Final = "00000000"
 _GLOBAL_SCOPE: Final = 0x00  # IPV6_ADDR_ANY in include/net/ipv6.h, as if_inet6 shows a scope
 _UNUSABLE: Final = 0x48  # IFA_F_TENTATIVE and IFA_F_DADFAILED in include/uapi/linux/if_addr.h
 _LOOPBACK_OF_ALL: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  named, not bound
+
+
+@dataclass(frozen=True, slots=True)
+class PortUses:
+    """What is known of a port: `listeners` are the users whose sockets listen there.
+
+    `is_told` is whether there are, or may be, sockets that listen, are connected or are closing.
+    One that is bound and no more is in no table.
+    """
+
+    listeners: frozenset[int]
+    is_told: bool
 
 
 def is_same_network(proc: Proc, pid: int) -> bool | None:
@@ -81,15 +94,40 @@ def listening_tcp(proc: Proc, pid: int, port: int) -> frozenset[int]:
 
 def listening_unix(proc: Proc, pid: int, path: str) -> frozenset[int]:
     """The inodes of the unix sockets that listen at `path`, as it was given to bind(2)."""
+    rows = _unix_rows(proc, pid, path)
+    return frozenset(int(fields[6]) for fields in rows if int(fields[3], 16) & _ACCEPTS)
+
+
+def is_unix_bound(proc: Proc, pid: int, path: str) -> bool:
+    """Whether a unix socket is bound to `path`, listening or not."""
+    return any(True for _ in _unix_rows(proc, pid, path))
+
+
+def _unix_rows(proc: Proc, pid: int, path: str) -> Iterator[list[bytes]]:
     table = read_small(proc.path(pid, "net/unix"), MAX_TABLE_BYTES) or b""
     wanted = path.encode("utf-8", "surrogateescape")
-    found = set()
     for line in table.split(b"\n"):
         if line.endswith(wanted):
             fields = line.split(None, 7)
-            if len(fields) == 8 and fields[7] == wanted and int(fields[3], 16) & _ACCEPTS:  # noqa: PLR2004  columns of proc_pid_net(5)
-                found.add(int(fields[6]))
-    return frozenset(found)
+            if len(fields) == 8 and fields[7] == wanted:  # noqa: PLR2004  columns of proc_pid_net(5)
+                yield fields
+
+
+def port_uses(proc: Proc, pid: int, port: int) -> PortUses:
+    """What the tables of TCP sockets say of a port, at any address."""
+    wanted = b":%04X" % port
+    uids: set[int] = set()
+    is_told, is_whole = False, True
+    for table in ("net/tcp", "net/tcp6"):
+        content = read_small(proc.path(pid, table), MAX_TABLE_BYTES + 1) or b""
+        is_whole = is_whole and len(content) <= MAX_TABLE_BYTES
+        for line in content.split(b"\n")[1:]:
+            fields = line.split(None, 10)
+            if len(fields) > 9 and fields[1].endswith(wanted):  # noqa: PLR2004  columns of proc_pid_net(5)
+                is_told = True
+                if fields[3] == _LISTEN:
+                    uids.add(int(fields[7]))
+    return PortUses(frozenset(uids), is_told=is_told or not is_whole)
 
 
 def _listening_rows(path: str) -> Iterator[list[bytes]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vllm_agent.config.model import ServerConfig
     from vllm_agent.config.tls import TlsConfig
     from vllm_agent.config.url import ServerUrl
-    from vllm_agent.observations import Instant, ProbeRound
+    from vllm_agent.observations import EngineFacts, Instant, ProbeRound
 
 
 class HttpEyes:
@@ -39,6 +39,10 @@ class HttpEyes:
         return await self._http.look(
             ask_models=ask_models, ask_metrics=ask_metrics, ask_version=ask_version
         )
+
+    async def ask_engine(self) -> EngineFacts | None:
+        """What its engine has done so far; None where it does not say, or not in time."""
+        return await self._http.ask_engine()
 
     @property
     def is_holding(self) -> bool:

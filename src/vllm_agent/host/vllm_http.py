@@ -26,7 +26,7 @@ from vllm_agent.observations import Probe, ProbeCause, ProbeResult, ProbeRound
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_agent.observations import Instant, MetricsFacts
+    from vllm_agent.observations import EngineFacts, Instant, MetricsFacts
 
 __all__ = ["Target", "TlsOptions", "VllmHttp"]
 
@@ -38,6 +38,10 @@ MAX_MODELS_BYTES: Final = 512 * 1024
 
 MAX_VERSION_BYTES: Final = 4 * 1024
 """/version has 21 bytes."""
+
+ENGINE_SECONDS: Final = 30.0
+"""How long a server that answers no check is given to tell of its engine: one that is flooded with
+requests answers after all of them."""
 
 MIN_TIME_SHARE: Final = 0.1
 """With less than this part of the timeout left a further probe could only time out."""
@@ -87,6 +91,22 @@ class VllmHttp:
             metrics=look.metrics,
             version=look.version,
         )
+
+
+    async def ask_engine(self) -> EngineFacts | None:
+        """What the engine has done so far, by /metrics alone and with more patience than a look.
+
+        None where it does not say, or not in time.
+        """
+        look = _Look(self._target, self._clock)
+        try:
+            async with asyncio.timeout(ENGINE_SECONDS):
+                await look.ask_metrics()
+        except (TimeoutError, ProbeError):
+            return None
+        finally:
+            look.close()
+        return None if look.metrics is None else look.metrics.engine
 
 
 class _Look:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.lifecycle import managed
 from vllm_agent.lifecycle.by_load import stall_before_end, waiting
 from vllm_agent.lifecycle.check import Outcome, judge_look, look_again_after_reset, told_sleeping
 from vllm_agent.lifecycle.ending import exit_code, exit_signal, judge
-from vllm_agent.lifecycle.events import Follow, KeepConnection, LookNow
+from vllm_agent.lifecycle.events import AskEngine, Follow, KeepConnection, LookNow
 from vllm_agent.lifecycle.guarded import Guarded
 from vllm_agent.lifecycle.launches import (
     SAME_START_SECONDS,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.ending import EndingEvidence
     from vllm_agent.lifecycle.server_life import Launch, Policy, ServerLife
     from vllm_agent.observations import (
+        EngineFacts,
         Instant,
         Knock,
         ProbeRound,
@@ -57,7 +59,9 @@ def appeared(life: ServerLife, sighting: Sighting, now: Instant) -> Guarded:
     is_new = now.unix_seconds - sighting.start_seconds < NEW_PROCESS_SECONDS
     is_looked_at_first = life.phase is Phase.UNOBSERVED and not is_new
     life = replace(
-        account.life,
+        managed.appeared(account.life),
+        engine=None,
+        engine_progress=None,
         engine_gone_since=None,
         is_main_gone=False,
         consecutive_failures=0,
@@ -81,7 +85,7 @@ def _seen_again(life: ServerLife, launch: Launch, sighting: Sighting) -> Guarded
     effects = (Follow(sighting), LookNow())
     if life.phase is Phase.UNOBSERVED:
         launch = replace(launch, start_seconds=sighting.start_seconds)
-        return Guarded(replace(life, launch=launch), effects=effects)
+        return Guarded(managed.appeared(replace(life, launch=launch)), effects=effects)
     ending = life.last_ending
     if life.is_launch_over and ending is not None and ending.rule == 0:
         return Guarded(replace(life, last_ending=None), Trigger.APPEARED, effects=effects)
@@ -92,6 +96,8 @@ def missing(life: ServerLife, now: Instant) -> Guarded:
     """What it means that no process of it was there when the agent began to watch."""
     if life.phase is not Phase.UNOBSERVED:
         return Guarded(life)
+    if life.management is not None:
+        return managed.missing(life, unjudged_ending(life, now), now)
     if life.remembered_phase is Phase.CRASHED:
         return Guarded(life, Trigger.GONE, life.reason, "it was crashed before the agent started")
     return Guarded(life, Trigger.ENDED_STOPPED, ending=unjudged_ending(life, now))
@@ -117,7 +123,7 @@ def tree_seen(life: ServerLife, tree: ProcessTree, policy: Policy, now: Instant)
         life = replace(life, engine_gone_since=None)
     elif life.engine_gone_since is None:
         life = replace(life, engine_gone_since=now)
-    if policy.has_http or life.phase in _LEAVING:
+    if policy.has_http or life.phase in _LEAVING or managed.is_being_stopped(life):
         return Guarded(life)
     if tree.is_engine_gone or (tree.engines_alive == 0 and life.has_served_now):
         return Guarded(life, Trigger.FAILED, Reason.ENGINE_DIED, "one of its EngineCores is gone")
@@ -139,12 +145,13 @@ def looked(life: ServerLife, look: ProbeRound, policy: Policy, now: Instant) -> 
     """What a round of probes means, given whose socket answered it."""
     if not policy.has_http or life.launch is None or life.is_launch_over:
         return Guarded(life)
-    if look.started.since(life.launch.first_seen) < 0:
-        # It was answered by the launch before.
+    if look.started.since(life.launch.first_seen) < 0 or managed.is_being_stopped(life):
+        # It was answered by the launch before, or by one of which the outcome is decided.
         return Guarded(life)
     if _listener(life.launch, look) is Listener.STRANGER:
         return _not_listening(life)
-    life = told_sleeping(life, look)
+    engine = None if look.metrics is None else look.metrics.engine
+    life = engine_seen(told_sleeping(life, look), engine, now)
     verdict = judge_look(look, expected_model=policy.expected_model, has_served=life.is_proven)
     match verdict.outcome:
         case Outcome.PASSED:
@@ -155,11 +162,25 @@ def looked(life: ServerLife, look: ProbeRound, policy: Policy, now: Instant) -> 
             return _failing(life, look, verdict, policy, now)
 
 
-def end_began(life: ServerLife, process: ProcessId) -> Guarded:
+def engine_seen(life: ServerLife, engine: EngineFacts | None, now: Instant) -> ServerLife:
+    """Books whether the engine of a managed server has worked since it was seen last."""
+    if engine is None or life.management is None:
+        return life
+    known = life.engine
+    has_worked = known is not None and (
+        engine.iterations != known.iterations
+        or engine.prompt_tokens != known.prompt_tokens
+        or engine.generation_tokens != known.generation_tokens
+    )
+    return replace(life, engine=engine, engine_progress=now if has_worked else life.engine_progress)
+
+
+def end_began(life: ServerLife, process: ProcessId, now: Instant) -> Guarded:
     """What the end of a main process means."""
     if life.launch is None or life.launch.process != process or life.is_launch_over:
         return Guarded(life)
-    return Guarded(replace(life, is_main_gone=True), Trigger.END_BEGAN)
+    life = managed.end_began(replace(life, is_main_gone=True), now)
+    return Guarded(life, Trigger.END_BEGAN)
 
 
 def settled(
@@ -174,8 +195,14 @@ def settled(
     if life.launch is None or life.launch.process != process or life.is_launch_over:
         # Settled once: what is told later of the same end is not counted again.
         return Guarded(life)
-    evidence = replace(evidence, load_stall=stall_before_end(life))
+    evidence = replace(
+        evidence,
+        load_stall=stall_before_end(life),
+        asked=evidence.asked or managed.how_stopped(life, now),
+    )
     ending = _ending(life.launch, evidence, now)
+    if life.management is not None:
+        return managed.settled(life, process, ending, now)
     crashed = ending.state is ServerState.CRASHED
     return Guarded(
         life,
@@ -269,10 +296,18 @@ def _failing(
         detail = f"an EngineCore is gone: {verdict.detail}"
         trigger = Trigger.FAILED if is_failed else Trigger.FAILING
         return Guarded(life, trigger, Reason.ENGINE_DIED, detail)
+    effects = look_again_after_reset(life, look)
+    if life.management is not None and verdict.reason is Reason.UNRESPONSIVE and life.launch:
+        effects = (*effects, *_ask_engine(life.launch))
     return Guarded(
         life,
         Trigger.FAILED if is_failed else Trigger.FAILING,
         verdict.reason,
         verdict.detail,
-        effects=look_again_after_reset(life, look),
+        effects=effects,
     )
+
+
+def _ask_engine(launch: Launch) -> tuple[AskEngine, ...]:
+    """A busy server must not be taken for a dead one: its engine tells, if it can."""
+    return () if launch.process is None else (AskEngine(launch.process),)

@@ -42,6 +42,7 @@ _HARMLESS_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGKILL})
 class EndingEvidence:
     """All that is known of the end of one launch; times are on the monotonic clock.
 
+    `asked` is a sentence on the agent's own stop, empty where it did not stop it.
     `oom_kills` is by how much oom_kill rose in its cgroup, `gpu_fault` a sentence about a fault of
     a GPU that it held, empty where there was none. `logged_cause` is what a line of its log says
     that it is, by the pattern of that name. `has_served` is whether the launch did. `gpu_holder` is
@@ -54,7 +55,7 @@ class EndingEvidence:
     `engine_death` are sentences on who told of them.
     """
 
-    is_asked: bool = False
+    asked: str = ""
     is_in_maintenance: bool = False
     main_wait_status: int | None = None
     main_exit_seconds: float | None = None
@@ -157,8 +158,8 @@ def _when(at_seconds: float | None, seen: EndingEvidence) -> str:
 
 
 def _asked(seen: EndingEvidence) -> Verdict | None:
-    if seen.is_asked:
-        return Verdict(ServerState.STOPPED, None, 1, ("the agent stopped it",))
+    if seen.asked:
+        return Verdict(ServerState.STOPPED, None, 1, (seen.asked,))
     if seen.is_in_maintenance:
         return Verdict(ServerState.STOPPED, None, 1, ("it was in maintenance",))
     return None

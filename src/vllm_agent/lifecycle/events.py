@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Ending
     from vllm_agent.observations import (
         ComponentRole,
+        EngineFacts,
         Knock,
         LoadLook,
         ProbeRound,
@@ -135,6 +136,14 @@ class Cleared:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSeen:
+    """A server that answers no check told, in its own time, what its engine has done."""
+
+    process: ProcessId
+    engine: EngineFacts
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceKept:
     """What is known of the end of a launch is in a file now."""
 
@@ -147,7 +156,7 @@ class AgentLeaving:
     """The agent ends, and takes a managed server along."""
 
 
-ManagedEvent: TypeAlias = Asked | StartRefused | Cleared | EvidenceKept | AgentLeaving
+ManagedEvent: TypeAlias = Asked | StartRefused | Cleared | EngineSeen | EvidenceKept | AgentLeaving
 
 ProcessEvent: TypeAlias = (
     ProcessAppeared
@@ -166,6 +175,13 @@ Event: TypeAlias = Looked | ConnectionClosed | MaintenanceSet | Ticked | Process
 @dataclass(frozen=True, slots=True)
 class LookNow:
     """Look at the server at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskEngine:
+    """Ask this launch, and it alone, what its engine has done, with patience."""
+
+    process: ProcessId
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +255,17 @@ class NoteDryRun:
     what: str
 
 
-ManagedEffect: TypeAlias = (
-    StartServer | CancelStart | Terminate | KillAll | KeepEvidence | NoteDryRun
-)
+LaunchEffect: TypeAlias = StartServer | CancelStart | Terminate | KillAll | KeepEvidence
+"""What is done to a managed server itself."""
 
 Effect: TypeAlias = (
-    LookNow | KeepConnection | DropConnection | Follow | WatchLoad | LeaveLoad | ManagedEffect
+    LookNow
+    | AskEngine
+    | KeepConnection
+    | DropConnection
+    | Follow
+    | WatchLoad
+    | LeaveLoad
+    | NoteDryRun
+    | LaunchEffect
 )

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Guarded:
     """The trigger that an event is, and what else its guard found out.
 
-    `launch` and `ending` are set where they are new. `ending` may be of an older launch.
+    `launch` and `ending` are set where they are new. `ending` may be of an older launch, or, where
+    `is_amended`, one that is known already and about which more is known.
     """
 
     life: ServerLife
@@ -26,3 +27,4 @@ class Guarded:
     effects: tuple[Effect, ...] = ()
     launch: Launch | None = None
     ending: Ending | None = None
+    is_amended: bool = False

@@ -66,10 +66,17 @@ def account_launch(
     has_served: bool,
     process: ProcessId | None = None,
 ) -> LaunchAccount:
-    """Books a launch that was not there before, and its use of the restart budget."""
+    """Books a launch that was not there before, and its use of the restart budget.
+
+    A managed server's was taken from the budget before it was started.
+    """
     is_first = life.tally.launches == 0
     launch = Launch(life.tally.launches + 1, start, now, has_served, process)
-    needs_unit = not is_first and _needs_unit(life)
+    is_ours = life.management is not None
+    takes_unit = not is_first and not is_ours and needs_unit(life)
+    initiator = Initiator.OUTSIDE
+    if life.management is not None:
+        initiator = life.management.initiator or Initiator.AGENT
     life, ending = _superseded(life, now)
     life = replace(
         life,
@@ -78,8 +85,8 @@ def account_launch(
         has_served=life.has_served or has_served,
         is_sleeping=life.is_sleeping if has_served else None,
         newest_start_seconds=_newest(life.newest_start_seconds, start),
-        budget=life.budget.after_launch(needs_unit=needs_unit),
-        tally=life.tally.with_launch(None if is_first else Initiator.OUTSIDE),
+        budget=life.budget.after_launch(needs_unit=takes_unit),
+        tally=life.tally.with_launch(None if is_first else initiator),
     )
     return LaunchAccount(life, launch, ending)
 
@@ -179,7 +186,8 @@ def unjudged_ending(life: ServerLife, now: Instant) -> Ending | None:
     return Ending(number, now, ServerState.STOPPED, None, 0, (evidence,))
 
 
-def _needs_unit(life: ServerLife) -> bool:
+def needs_unit(life: ServerLife) -> bool:
+    """Whether a launch that follows the newest one takes a unit of the restart budget."""
     if life.launch is not None and not life.launch.has_served:
         return True
     return life.launch_end is ServerState.CRASHED

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from vllm_agent.lifecycle.states import Initiator, Phase
+
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.reasons import Reason
-    from vllm_agent.lifecycle.states import Initiator
+    from vllm_agent.lifecycle.server_life import Memory
     from vllm_agent.observations import Instant
 
 
@@ -24,13 +26,15 @@ class Wish(StrEnum):
 class Trouble:
     """Why it ended, was refused or was stopped last, and how often in a row for that reason.
 
-    `has_served` is whether the launch that ended for it had served.
+    `has_served` is whether the launch that ended for it had served, `holder` who has what a refused
+    start needs; empty where nobody is known to.
     """
 
     reason: Reason
     detail: str
     times: int = 1
     has_served: bool = False
+    holder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +95,17 @@ class Management:
     trouble: Trouble | None = None
     is_leaving: bool = False
     is_dry_run_told: bool = False
+
+    @classmethod
+    def begun(cls, memory: Memory | None) -> Management:
+        """What is asked at the start of an agent, by what the agent before it knew."""
+        if memory is None or memory.is_goal_up is None:
+            return cls()
+        # Its stop was one half of a restart.
+        is_replaced = memory.is_goal_up and memory.phase in {Phase.TERMINATING, Phase.KILLING}
+        return cls(
+            is_goal_up=memory.is_goal_up,
+            model=memory.chosen_model,
+            replacement=Replacement(Initiator.AGENT) if is_replaced else None,
+            is_clear=memory.process is None,
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.lifecycle import supervision
 from vllm_agent.lifecycle.by_url import CRASH_AFTER_SECONDS
 from vllm_agent.lifecycle.states import Phase
 from vllm_agent.lifecycle.step import ENDING_SECONDS
@@ -68,6 +69,9 @@ def _next_local_look_seconds(life: ServerLife, interval_seconds: float, now: Ins
 def next_deadline_seconds(life: ServerLife, policy: Policy, now: Instant) -> float | None:
     """Seconds from now until time alone changes something; None if it never will."""
     due = []
+    by_itself = supervision.due(life, policy, now)
+    if by_itself is not None:
+        due.append(by_itself.in_seconds)
     if life.phase is Phase.ENDING:
         due.append(ENDING_SECONDS - now.since(life.phase_entered))
     is_used = life.budget.remaining < life.budget.limit or life.budget.is_limit_reached

@@ -5,12 +5,10 @@ This is the one place that declares a reason; labels, log, API, CLI and docs rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
-
-from vllm_agent.observations import Stage
 
 
 class Reason(StrEnum):
@@ -50,62 +48,22 @@ class Reason(StrEnum):
 class ReasonText:
     """What a reason means and what an operator does about it, one sentence each.
 
-    `specific` is advice with facts in braces: the first of which all are known takes the place of
-    `advice`.
+    `specific` is advice with `Facts` in braces: the first of which all are known takes the place of
+    `advice`. Of a server that the agent manages `managed` comes before, in its configuration's
+    words.
     """
 
     meaning: str
     advice: str
     specific: tuple[str, ...] = ()
+    managed: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What is known of the server that failed; empty or None where it is not.
-
-    `hub_id` and `revision` are of a model on the Hub, `folder` is the path of one that is not.
-    `holder` is who holds its port, or GPU memory. `logged` is the server's name where lines of its
-    log are kept, `xid` the number of an error that the driver told. A load that stalled did so in
-    `stage`, `quiet` is for how long, and `limit` is how long it may, as `limit_key` of the
-    configuration says.
-    """
-
-    hub_id: str = ""
-    revision: str = ""
-    folder: str = ""
-    port: str = ""
-    holder: str = ""
-    logged: str = ""
-    xid: str = ""
-    stage: Stage | None = None
-    quiet: str = ""
-    limit: str = ""
-    limit_key: str = ""
-
-
-_FACTS: Final = tuple(field.name for field in fields(Facts))
-
-MAX_FACT_CHARACTERS: Final = 200
-"""Facts come from other people's command lines. A name on the Hub has at most 96 characters, and of
-a path so many say enough."""
 
 _LOG: Final = "Read the server's own log from its last start on"
 _KEPT_LOG: Final = (
     "Run 'vllm-agent history --log {logged}' on its host for the last lines of its log"
 )
-_HUB: Final = "https://huggingface.co"
 _XIDS: Final = "NVIDIA's catalogue (https://docs.nvidia.com/deploy/xid-errors)"
-
-_SUSPECTS: Final = MappingProxyType(
-    {
-        Stage.DOWNLOAD: "the network to the Hub, and the disk of the model cache",
-        Stage.INIT: "ranks that wait for each other (NCCL_DEBUG=INFO)",
-        Stage.LOAD_WEIGHTS: "the disk, or the network file system, that holds the checkpoint",
-        Stage.COMPILE: "the compiler's processes, and the disk of VLLM_CACHE_ROOT",
-        Stage.WARMUP: "ranks that wait for each other (NCCL_DEBUG=INFO)",
-    }
-)
-"""What a load most often hangs at."""
 
 REASON_TEXT: Final = MappingProxyType(
     {
@@ -139,6 +97,12 @@ REASON_TEXT: Final = MappingProxyType(
             "The GPU ran out of memory.",
             "Lower --gpu-memory-utilization, --max-model-len or --max-num-seqs, "
             "or spread the model over more GPUs.",
+            managed=(
+                (
+                    "Lower managed.gpu_memory_utilization, or --max-model-len or --max-num-seqs in "
+                    "managed.args, or raise managed.tensor_parallel_size."
+                ),
+            ),
         ),
         Reason.GPU_MEMORY_TAKEN: ReasonText(
             "Somebody else held the GPU memory that the server wanted at its start.",
@@ -146,10 +110,26 @@ REASON_TEXT: Final = MappingProxyType(
             specific=(
                 "GPU memory is held by {holder}: end that, or lower --gpu-memory-utilization.",
             ),
+            managed=(
+                (
+                    "GPU memory is held by {holder}: end that, or lower "
+                    "managed.gpu_memory_utilization."
+                ),
+                (
+                    "End who holds GPU memory (see 'vllm-agent gpus'), or lower "
+                    "managed.gpu_memory_utilization."
+                ),
+            ),
         ),
         Reason.KV_CACHE_TOO_SMALL: ReasonText(
             "After loading the model too little memory was left for the KV cache.",
             "Lower --max-model-len (the log says what fits) or raise --gpu-memory-utilization.",
+            managed=(
+                (
+                    "Lower --max-model-len in managed.args (the log says what fits) or raise "
+                    "managed.gpu_memory_utilization."
+                ),
+            ),
         ),
         Reason.CONTEXT_TOO_LONG: ReasonText(
             "--max-model-len is larger than the model allows.",
@@ -168,6 +148,12 @@ REASON_TEXT: Final = MappingProxyType(
         Reason.GPU_UNAVAILABLE: ReasonText(
             "No usable GPU was found.",
             "Check the driver with nvidia-smi or rocm-smi, and what the container may see.",
+            managed=(
+                (
+                    "Check with nvidia-smi or rocm-smi that managed.user sees as many GPUs as "
+                    "managed.tensor_parallel_size and managed.pipeline_parallel_size ask for."
+                ),
+            ),
         ),
         Reason.NCCL: ReasonText(
             "Communication between the GPUs failed.",
@@ -180,11 +166,24 @@ REASON_TEXT: Final = MappingProxyType(
                 "Check that {page} exists, or it is private: set HF_TOKEN.",
                 "{folder} is not there, holds no model, or the server's user may not read it.",
             ),
+            managed=(
+                (
+                    "Check that {page} exists, or it is private: set HF_TOKEN for the agent or in "
+                    "managed.env."
+                ),
+                "{folder} is not there, holds no model, or managed.user may not read it.",
+            ),
         ),
         Reason.HF_AUTH: ReasonText(
             "The Hub refused access to the model.",
             "Set HF_TOKEN to a token of an account that has accepted the model's terms.",
             specific=("Accept the terms at {page} and set HF_TOKEN to a token of that account.",),
+            managed=(
+                (
+                    "Accept the terms at {page} and set HF_TOKEN to a token of that account, for "
+                    "the agent or in managed.env."
+                ),
+            ),
         ),
         Reason.HF_NETWORK: ReasonText(
             "The Hub could not be reached.",
@@ -192,10 +191,17 @@ REASON_TEXT: Final = MappingProxyType(
             specific=(
                 "Check the network and proxy, or run '{download}' elsewhere and copy its HF_HOME.",
             ),
+            managed=(
+                (
+                    "Check the network and proxy, or run '{download}' elsewhere, copy its HF_HOME "
+                    "and set managed.airgapped."
+                ),
+            ),
         ),
         Reason.DISK_FULL: ReasonText(
             "The disk is full.",
             "Free space where the model cache lies, or point HF_HOME elsewhere.",
+            managed=("Free space where the model cache lies, or set HF_HOME in managed.env.",),
         ),
         Reason.AIRGAPPED: ReasonText(
             "The model is not complete in the local cache and downloads are off.",
@@ -203,16 +209,33 @@ REASON_TEXT: Final = MappingProxyType(
             specific=(
                 "Run '{download}' on a host with a network, then copy its HF_HOME to the server's.",
             ),
+            managed=(
+                (
+                    "Run '{download}' on a host with a network and copy its HF_HOME to the "
+                    "server's, or set managed.airgapped: false."
+                ),
+                ("Copy the model to {folder} in full, where managed.user may read it."),
+            ),
         ),
         Reason.UNSUPPORTED_MODEL: ReasonText(
             "This vLLM does not support the model's architecture.",
             "Use a newer vLLM, or --trust-remote-code where the model brings its own code.",
             specific=("See at {page} which vLLM it needs, and whether --trust-remote-code.",),
+            managed=(
+                (
+                    "See at {page} which vLLM it needs, and whether --trust-remote-code in "
+                    "managed.args."
+                ),
+            ),
         ),
         Reason.BAD_ARGUMENTS: ReasonText(
             "vLLM rejected its command line.",
             "Compare the arguments with `vllm serve --help` of the installed version.",
             specific=(f"{_KEPT_LOG}, and compare its arguments with `vllm serve --help`.",),
+            managed=(
+                f"{_KEPT_LOG}, and compare managed.args with `vllm serve --help`.",
+                ("Compare managed.args with `vllm serve --help` of the installed version."),
+            ),
         ),
         Reason.PORT_IN_USE: ReasonText(
             "Another process holds the port.",
@@ -221,6 +244,13 @@ REASON_TEXT: Final = MappingProxyType(
                 "Port {port} is held by {holder}: end that, or choose another --port.",
                 "Its port is held by {holder}: end that, or choose another --port.",
                 "Find who holds port {port} with `ss -ltnp`, end it, or choose another --port.",
+            ),
+            managed=(
+                ("Port {port} is held by {holder}: end that, or write another port in `url`."),
+                (
+                    "Find who holds port {port} with `ss -ltnp`, end it, or write another port in "
+                    "`url`."
+                ),
             ),
         ),
         Reason.LOAD_STALLED: ReasonText(
@@ -240,10 +270,22 @@ REASON_TEXT: Final = MappingProxyType(
         Reason.UNHEALTHY: ReasonText(
             "It answers its checks with errors or with something no vLLM says.",
             f"{_LOG}; check that the URL is the server's own.",
+            managed=(
+                (
+                    "Read its newest log, below logs/ in the state directory; "
+                    "'vllm-agent restart {server}' restarts it at once."
+                ),
+            ),
         ),
         Reason.UNRESPONSIVE: ReasonText(
             "It accepts connections but does not answer in time.",
             "Look at its load and its CPU; raise probe.timeout if it is only slow.",
+            managed=(
+                (
+                    "Look at its load and its CPU; raise probe.timeout if it is only slow. The "
+                    "agent restarts it only once its engine stands still."
+                ),
+            ),
         ),
         Reason.UNREACHABLE: ReasonText(
             "No connection can be made to it.",
@@ -252,14 +294,32 @@ REASON_TEXT: Final = MappingProxyType(
         Reason.MODEL_MISSING: ReasonText(
             "It serves, but not the model that is expected of it.",
             "Compare `model` in the configuration with the names in its /v1/models.",
+            managed=(
+                (
+                    "Compare `model` and managed.served_model_name with the names in its "
+                    "/v1/models: the agent restarts it only once for that."
+                ),
+            ),
         ),
         Reason.ENGINE_STALLED: ReasonText(
             "Requests wait and the engine makes no progress.",
             "Take a stack dump of EngineCore (py-spy dump), then restart the server.",
+            managed=(
+                (
+                    "Take a stack dump of EngineCore (py-spy dump), then "
+                    "'vllm-agent restart {server}'."
+                ),
+            ),
         ),
         Reason.SPAWN_FAILED: ReasonText(
             "Its process could not be started.",
             "Check managed.command and the rights of managed.user.",
+            managed=(
+                (
+                    "Run managed.command with --help as managed.user: the command has to be there, "
+                    "and that user has to exist and may run it."
+                ),
+            ),
         ),
         Reason.UNKNOWN: ReasonText(
             "It ended and nothing that was seen tells why.",
@@ -268,37 +328,3 @@ REASON_TEXT: Final = MappingProxyType(
         ),
     }
 )
-
-
-def advice_on(reason: Reason, facts: Facts) -> str:
-    """What an operator does about a failure, as specific as the facts allow."""
-    text, known = REASON_TEXT[reason], _known(facts)
-    for template in text.specific:
-        try:
-            return template.format_map(known)
-        except KeyError:
-            continue
-    return text.advice
-
-
-def _known(facts: Facts) -> dict[str, str]:
-    """The facts that are there, and what follows from them."""
-    known = {name: _plain(value) for name in _FACTS if (value := getattr(facts, name))}
-    if facts.hub_id:
-        known["page"] = f"{_HUB}/{known['hub_id']}"
-        known["download"] = f"hf download {known['hub_id']}"
-        if facts.revision:
-            known["page"] += f"/tree/{known['revision']}"
-            known["download"] += f" --revision {known['revision']}"
-    if facts.stage is not None:
-        known["suspect"] = _SUSPECTS[facts.stage]
-    return known
-
-
-def _plain(text: str) -> str:
-    """What others chose, fit for a line of a terminal: printable and short."""
-    if len(text) > MAX_FACT_CHARACTERS:
-        text = f"{text[:MAX_FACT_CHARACTERS]}..."
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from vllm_agent.lifecycle.load_history import LoadHistory
+from vllm_agent.lifecycle.management import Management
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
 from vllm_agent.lifecycle.state_time import StateTime
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_agent.lifecycle.load_progress import LoadProgress
-    from vllm_agent.lifecycle.management import Management
-    from vllm_agent.observations import Instant, ProcessId
+    from vllm_agent.observations import EngineFacts, Instant, ProcessId
 
 _Key = TypeVar("_Key")
 
@@ -42,9 +42,9 @@ class Policy:
     (a headless node does not). `is_wanted` is whether anybody wants it up: an ad-hoc `vllm serve`
     in a shell nobody is paged for. `start_timeout_seconds` is the longest time that a load may go
     without progress before its first EngineCore, `load_timeout_seconds` after that. The others are
-    of a managed server, which `is_managed` is: how long to wait before the first restart, whether
-    one that is unhealthy is restarted too, whether restarts are only told of, and how long a stop
-    may take before SIGKILL.
+    of a managed server, which `is_managed` is: the model that is configured, how long to wait
+    before the first restart, whether one that is unhealthy is restarted too, whether restarts are
+    only told of, and how long a stop may take before SIGKILL.
     """
 
     failure_threshold: int = 3
@@ -57,6 +57,7 @@ class Policy:
     start_timeout_seconds: float = 120.0
     load_timeout_seconds: float = 300.0
     is_managed: bool = False
+    model: str | None = None
     restart_delay_seconds: float = 2.0
     restarts_unhealthy: bool = True
     is_dry_run: bool = False
@@ -149,7 +150,8 @@ class Memory:
     `process` is the main process of the newest launch, `launch_has_served` whether that launch
     served. `url` is where a discovered server was, None for a configured one; `is_wanted` and
     `is_forgotten` are of a discovered one too: whether it was supervised, and whether it left.
-    `is_goal_up` and `chosen_model` are of a managed one, as in `Management`.
+    `is_goal_up` and `chosen_model` are of a managed one, as in `Management`; `is_goal_up` is None
+    where it was not managed.
     """
 
     phase: Phase
@@ -171,7 +173,7 @@ class Memory:
     is_wanted: bool = True
     is_forgotten: bool = False
     load_history: LoadHistory = field(default_factory=LoadHistory)
-    is_goal_up: bool = True
+    is_goal_up: bool | None = None
     chosen_model: str | None = None
 
 
@@ -192,7 +194,8 @@ class ServerLife:
     of a launch that goes on was first missed, `is_main_gone` whether the main process of
     the newest one has ended. `load` is how the newest launch loads or loaded, None where this agent
     did not see it load; `load_history` what all loads took. `management` is what is asked of a
-    managed server, None for others; `engine_progress` when its engine was seen to work last.
+    managed server, None for others; `engine` is what its engine had done by the newest look,
+    `engine_progress` when a look saw that it had worked.
     """
 
     phase: Phase
@@ -223,6 +226,7 @@ class ServerLife:
     load: LoadProgress | None = None
     load_history: LoadHistory = field(default_factory=LoadHistory)
     management: Management | None = None
+    engine: EngineFacts | None = None
     engine_progress: Instant | None = None
 
     @classmethod
@@ -235,9 +239,13 @@ class ServerLife:
             entered=now,
             budget=budget,
             state_time=StateTime(until=now),
+            management=Management.begun(memory) if policy.is_managed else None,
         )
         if memory is None:
             return life
+        if policy.is_managed and memory.is_goal_up is None:
+            # Its last launch was somebody else's, and may live.
+            memory = replace(memory, process=None, phase=Phase.ABSENT)
         return replace(
             life,
             budget=memory.budget.with_limit(policy.max_restarts),
@@ -295,6 +303,8 @@ class ServerLife:
         """Whether it should be up: not in maintenance, and not when it was stopped on request."""
         if self.is_in_maintenance:
             return False
+        if self.management is not None:
+            return self.management.is_goal_up
         ending = self.last_ending
         is_down = self.phase_last_known is Phase.ABSENT and ending is not None
         return not (is_down and self.is_launch_over and ending.rule in ASKED_RULES)  # type: ignore[union-attr]
@@ -333,6 +343,8 @@ class ServerLife:
             and self.launch.process is not None
             and self.launch.has_served,
             load_history=self.load_history,
+            is_goal_up=None if self.management is None else self.management.is_goal_up,
+            chosen_model=None if self.management is None else self.management.model,
         )
 
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.lifecycle import by_load, by_process, by_url
+from vllm_agent.lifecycle import by_load, by_process, by_url, managed, supervision
 from vllm_agent.lifecycle.events import (
+    AgentLeaving,
+    Asked,
+    Cleared,
     ComponentEnded,
     ConnectionClosed,
     DropConnection,
     EndBegan,
     EndSettled,
+    EngineSeen,
+    EvidenceKept,
     Knocked,
     LeaveLoad,
     LoadLooked,
@@ -23,6 +28,7 @@ from vllm_agent.lifecycle.events import (
     MaintenanceSet,
     ProcessAppeared,
     ProcessMissing,
+    StartRefused,
     Ticked,
     TreeSeen,
     WatchLoad,
@@ -34,7 +40,7 @@ from vllm_agent.lifecycle.states import PHASE_STATE, Phase, ServerState
 from vllm_agent.lifecycle.transitions import TRANSITIONS, Trigger
 
 if TYPE_CHECKING:
-    from vllm_agent.lifecycle.events import Effect, Event, ProcessEvent
+    from vllm_agent.lifecycle.events import Effect, Event, ManagedEvent, ProcessEvent
     from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, ServerLife
     from vllm_agent.observations import Instant
 
@@ -73,7 +79,10 @@ def _aged(life: ServerLife, policy: Policy, now: Instant) -> ServerLife:
     if budget.limit != policy.max_restarts:
         budget = budget.with_limit(policy.max_restarts)
     if life.phase is Phase.READY and life.running_since is not None:
-        budget = budget.after_running(now.since(life.running_since), policy.restart_window_seconds)
+        running_seconds = now.since(life.running_since)
+        budget = budget.after_running(running_seconds, policy.restart_window_seconds)
+        if running_seconds >= policy.restart_window_seconds:
+            life = managed.has_run_on(life)
     return replace(
         life,
         budget=budget,
@@ -109,7 +118,9 @@ def _guard(life: ServerLife, event: Event, policy: Policy, now: Instant) -> Guar
         case MaintenanceSet(until):
             return Guarded(replace(life, maintenance_until_unix_seconds=until))
         case Ticked():
-            return _ticked(life, now)
+            return _ticked(life, policy, now)
+        case Asked() | StartRefused() | Cleared() | EngineSeen() | EvidenceKept() | AgentLeaving():
+            return _guard_managed(life, event, policy, now)
         case _:
             return _guard_process(life, event, policy, now)
 
@@ -131,12 +142,32 @@ def _guard_process(  # noqa: PLR0911 - one return per kind of event
         case ComponentEnded(process):
             return by_process.component_ended(life, process)
         case EndBegan(process):
-            return by_process.end_began(life, process)
+            return by_process.end_began(life, process, now)
         case EndSettled(process, evidence):
             return by_process.settled(life, process, evidence, now)
 
 
-def _ticked(life: ServerLife, now: Instant) -> Guarded:
+def _guard_managed(life: ServerLife, event: ManagedEvent, policy: Policy, now: Instant) -> Guarded:
+    match event:
+        case Asked(wish, model):
+            return managed.asked(life, wish, model, policy)
+        case StartRefused():
+            return managed.refused(life, event, now)
+        case Cleared(process):
+            return managed.cleared(life, process, now)
+        case EngineSeen(process, engine):
+            is_newest = life.launch is not None and life.launch.process == process
+            return Guarded(by_process.engine_seen(life, engine, now) if is_newest else life)
+        case EvidenceKept(launch_number, path):
+            return managed.evidence_kept(life, launch_number, path)
+        case AgentLeaving():
+            return managed.leaving(life)
+
+
+def _ticked(life: ServerLife, policy: Policy, now: Instant) -> Guarded:
+    acted = supervision.acted(life, policy, now)
+    if acted is not None:
+        return acted
     overdue = life.phase is Phase.ENDING and now.since(life.phase_entered) >= ENDING_SECONDS
     if not overdue:
         return Guarded(life)
@@ -150,8 +181,12 @@ def _moved(guarded: Guarded, now: Instant) -> Step:
         known = life.last_ending
         if known is None or known.launch_number <= ending.launch_number:
             life = replace(life, last_ending=ending)
-        # Of whichever launch it is: a crash counts.
-        if ending.state is ServerState.CRASHED and ending.reason is not None:
+        # Of whichever launch it is: a crash counts, once.
+        if (
+            not guarded.is_amended
+            and ending.state is ServerState.CRASHED
+            and ending.reason is not None
+        ):
             life = replace(life, tally=life.tally.with_crash(ending.reason, ending.at))
     if guarded.trigger is None:
         return Step(life, guarded.effects, launch=guarded.launch, ending=ending)
@@ -176,6 +211,8 @@ def _entered(life: ServerLife, target: Phase, guarded: Guarded, now: Instant) ->
     if transition.is_change_of_state:
         tally = tally.with_transition(transition.from_state, transition.to_state)
     was = life.phase
+    if target is Phase.READY:
+        life = managed.served(life)
     drops = was in _CONNECTED_PHASES and target not in _CONNECTED_PHASES
     life = replace(
         by_load.served_or_ended(life, target, now),

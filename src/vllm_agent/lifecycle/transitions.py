@@ -36,6 +36,13 @@ class Trigger(StrEnum):
     OVERDUE = "overdue"
     ENDED_STOPPED = "ended_stopped"
     ENDED_CRASHED = "ended_crashed"
+    START = "start"
+    START_REFUSED = "start_refused"
+    CALLED_OFF = "called_off"
+    STOP = "stop"
+    KILL = "kill"
+    BACKING_OFF = "backing_off"
+    GIVE_UP = "give_up"
 
 
 TRIGGER_MEANING: Final = MappingProxyType(
@@ -57,17 +64,28 @@ TRIGGER_MEANING: Final = MappingProxyType(
         Trigger.OVERDUE: "its end is not over after the time an end may take",
         Trigger.ENDED_STOPPED: "its ending was judged: asked for",
         Trigger.ENDED_CRASHED: "its ending was judged: nobody asked",
+        Trigger.START: "managed: the agent begins to start it",
+        Trigger.START_REFUSED: "managed: what a start needs is not there, or it failed",
+        Trigger.CALLED_OFF: "managed: nothing of it is there, and an operator wants it down",
+        Trigger.STOP: "managed: an operator wants it down, or another launch is to follow it",
+        Trigger.KILL: "managed: it is still there after the time a stop may take",
+        Trigger.BACKING_OFF: "managed: its ending was judged: nobody asked; a restart follows",
+        Trigger.GIVE_UP: "managed: the restart limit is reached, or no restart would mend it",
     }
 )
 
 _P = Phase
 _ALL: Final = frozenset(Phase)
 _LEAVING: Final = frozenset({_P.ENDING, _P.OVERDUE})
+_STOPPING: Final = frozenset({_P.TERMINATING, _P.KILLING})
+_IDLE: Final = frozenset({_P.ABSENT, _P.CRASHED, _P.BACKOFF, _P.REFUSED, _P.GAVE_UP})
+_NOT_STARTED: Final = frozenset({_P.PREPARING, _P.BACKOFF, _P.REFUSED, _P.GAVE_UP})
+_JUDGED: Final = _ALL - _LEAVING - _STOPPING - _NOT_STARTED
 
 # (trigger, phases it moves, where to); every other phase stays as it is.
 _MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
-    (Trigger.PASSED, _ALL - _LEAVING, _P.READY),
-    (Trigger.FAILED, _ALL - _LEAVING - {_P.UNREACHED, _P.STALLED}, _P.UNREADY),
+    (Trigger.PASSED, _JUDGED, _P.READY),
+    (Trigger.FAILED, _JUDGED - {_P.UNREACHED, _P.STALLED}, _P.UNREADY),
     (Trigger.REFUSED, {_P.UNOBSERVED, _P.UNREADY}, _P.ABSENT),
     (Trigger.LOST, {_P.READY, _P.UNREADY}, _P.LOST),
     (Trigger.GONE, {_P.UNOBSERVED, _P.LOST}, _P.CRASHED),
@@ -77,11 +95,18 @@ _MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
     (Trigger.WAITING, {_P.UNOBSERVED, _P.UNREACHED}, _P.LOADING),
     (Trigger.STALLED, {_P.UNOBSERVED, _P.LOADING}, _P.STALLED),
     (Trigger.PROGRESSED, {_P.STALLED}, _P.LOADING),
-    (Trigger.END_BEGAN, (ALIVE_PHASES | {_P.UNOBSERVED}) - _LEAVING, _P.ENDING),
+    (Trigger.END_BEGAN, (ALIVE_PHASES | {_P.UNOBSERVED}) - _LEAVING - _STOPPING, _P.ENDING),
     (Trigger.REOPENED, _LEAVING, _P.READY),
-    (Trigger.OVERDUE, {_P.ENDING}, _P.OVERDUE),
+    (Trigger.OVERDUE, {_P.ENDING, _P.KILLING}, _P.OVERDUE),
     (Trigger.ENDED_STOPPED, ALIVE_PHASES | {_P.UNOBSERVED}, _P.ABSENT),
     (Trigger.ENDED_CRASHED, ALIVE_PHASES | {_P.UNOBSERVED}, _P.CRASHED),
+    (Trigger.START, _IDLE, _P.PREPARING),
+    (Trigger.START_REFUSED, {_P.PREPARING}, _P.REFUSED),
+    (Trigger.CALLED_OFF, (_IDLE - {_P.ABSENT}) | {_P.PREPARING}, _P.ABSENT),
+    (Trigger.STOP, ALIVE_PHASES - _LEAVING - _STOPPING, _P.TERMINATING),
+    (Trigger.KILL, {_P.TERMINATING, _P.ENDING}, _P.KILLING),
+    (Trigger.BACKING_OFF, ALIVE_PHASES | {_P.UNOBSERVED}, _P.BACKOFF),
+    (Trigger.GIVE_UP, _IDLE | {_P.UNOBSERVED}, _P.GAVE_UP),
 )
 
 

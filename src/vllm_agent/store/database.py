@@ -30,8 +30,9 @@ _REPLACE_MEMORY: Final = """
         server, phase, reason, has_served, newest_start_seconds, is_load_balanced, budget_limit,
         budget_remaining, is_limit_reached, maintenance_until_unix_seconds, entered_unix_seconds,
         last_ending_launch, model_name, version, process_boot_id, process_pid, process_start_ticks,
-        launch_has_served, url, is_discovered, is_wanted, is_forgotten, committed_unix_seconds
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        launch_has_served, url, is_discovered, is_wanted, is_forgotten, is_goal_up, chosen_model,
+        committed_unix_seconds
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 # An agent that could not read its counters, because the disk came too late, must not lower them.
 _RAISE_COUNTER: Final = """
     INSERT INTO counters (server, counter, key, value) VALUES (?, ?, ?, ?)
@@ -60,7 +61,7 @@ _ATTACH_ENDING: Final = """
     SET ended_unix_seconds = :ended_unix_seconds, end_state = :end_state,
         end_reason = :end_reason, end_rule = :end_rule, end_evidence = :end_evidence,
         end_exit_code = :end_exit_code, end_signal = :end_signal,
-        end_holder = :end_holder, end_log = :end_log
+        end_holder = :end_holder, end_log = :end_log, end_bundle = :end_bundle
     WHERE server = :server AND number = :number"""
 _APPEND_TRANSITION: Final = """
     INSERT INTO transitions (
@@ -72,7 +73,8 @@ _READ_MEMORY: Final = """
     SELECT server, phase, reason, has_served, newest_start_seconds, is_load_balanced, budget_limit,
         budget_remaining, is_limit_reached, maintenance_until_unix_seconds, entered_unix_seconds,
         last_ending_launch, model_name, version, process_boot_id, process_pid, process_start_ticks,
-        launch_has_served, url, is_discovered, is_wanted, is_forgotten, committed_unix_seconds
+        launch_has_served, url, is_discovered, is_wanted, is_forgotten, is_goal_up, chosen_model,
+        committed_unix_seconds
     FROM servers WHERE server = ?"""
 _READ_DISCOVERED: Final = """
     SELECT server FROM servers WHERE is_discovered AND NOT is_forgotten
@@ -83,13 +85,13 @@ _READ_TRANSITIONS: Final = """
     FROM transitions WHERE server = ? ORDER BY id DESC LIMIT ?"""
 _READ_ENDING: Final = """
     SELECT server, number, ended_unix_seconds, end_state, end_reason, end_rule, end_evidence,
-        end_exit_code, end_signal, end_holder, end_log
+        end_exit_code, end_signal, end_holder, end_log, end_bundle
     FROM launches WHERE server = ? AND number = ? AND end_state IS NOT NULL"""
 _READ_LAUNCHES: Final = """
     SELECT server, number, start_seconds, first_seen_unix_seconds, has_served, process_boot_id,
         process_pid, process_start_ticks,
         server, number, ended_unix_seconds, end_state, end_reason, end_rule, end_evidence,
-        end_exit_code, end_signal, end_holder, end_log
+        end_exit_code, end_signal, end_holder, end_log, end_bundle
     FROM launches WHERE server = ? ORDER BY number DESC LIMIT ?"""
 
 

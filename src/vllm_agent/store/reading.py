@@ -116,6 +116,8 @@ class RowReader:
             is_wanted=bool(row.is_wanted),
             is_forgotten=bool(row.is_forgotten),
             load_history=self._load_history(values),
+            is_goal_up=None if row.is_goal_up is None else bool(row.is_goal_up),
+            chosen_model=_text(row.chosen_model),
         )
 
     def _tally(self, values: Mapping[str, Mapping[str, float]]) -> Tally:
@@ -196,6 +198,7 @@ class RowReader:
             signal=_optional(int, row.end_signal),
             holder=_text(row.end_holder) or "",
             log=() if row.end_log is None else self._read(_lines, row.end_log) or (),
+            bundle=_text(row.end_bundle) or "",
         )
 
 

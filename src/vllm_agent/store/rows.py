@@ -60,6 +60,8 @@ class MemoryRow(NamedTuple):
     is_discovered: bool
     is_wanted: bool
     is_forgotten: bool
+    is_goal_up: bool | None
+    chosen_model: str | None
     committed_unix_seconds: float
 
 
@@ -99,6 +101,7 @@ class EndingRow(NamedTuple):
     end_signal: int | None
     end_holder: str | None
     end_log: str | None
+    end_bundle: str | None
 
 
 class TransitionRow(NamedTuple):
@@ -167,6 +170,8 @@ def memory_rows(server: str, memory: Memory, now_unix_seconds: float) -> MemoryR
         is_discovered=memory.is_discovered,
         is_wanted=memory.is_wanted,
         is_forgotten=memory.is_forgotten,
+        is_goal_up=memory.is_goal_up,
+        chosen_model=_storable_name(memory.chosen_model),
         committed_unix_seconds=now_unix_seconds,
     )
     loads = memory.load_history
@@ -242,6 +247,7 @@ def ending_row(server: str, ending: Ending, dropped: Counter[str]) -> EndingRow:
         end_signal=ending.signal,
         end_holder="".join(_bounded((ending.holder,), dropped, MAX_HOLDER_BYTES)) or None,
         end_log=json.dumps(log, ensure_ascii=False) if log else None,
+        end_bundle=_storable_name(ending.bundle or None),
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 """In PRAGMA user_version; a file with a greater one is left alone, an older one is migrated."""
 
 APPLICATION_ID: Final = 0x764C6C61
@@ -44,7 +44,9 @@ _TABLES: Final = {
         url TEXT,
         is_discovered INTEGER NOT NULL DEFAULT 0,
         is_wanted INTEGER NOT NULL DEFAULT 1,
-        is_forgotten INTEGER NOT NULL DEFAULT 0
+        is_forgotten INTEGER NOT NULL DEFAULT 0,
+        is_goal_up INTEGER,
+        chosen_model TEXT
     ) WITHOUT ROWID""",
     "counters": """(
         server TEXT NOT NULL,
@@ -71,6 +73,7 @@ _TABLES: Final = {
         process_start_ticks INTEGER,
         end_holder TEXT,
         end_log TEXT,
+        end_bundle TEXT,
         PRIMARY KEY (server, number)
     ) WITHOUT ROWID""",
     "transitions": """(
@@ -99,6 +102,7 @@ _ADDED_COLUMNS: Final[Mapping[int, Mapping[str, tuple[str, ...]]]] = {
         "launches": ("process_boot_id", "process_pid", "process_start_ticks"),
     },
     3: {"launches": ("end_holder", "end_log")},
+    4: {"servers": ("is_goal_up", "chosen_model"), "launches": ("end_bundle",)},
 }
 """What a version added to the tables of the one before it: nothing else ever changes."""
 

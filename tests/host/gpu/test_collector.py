@@ -19,6 +19,7 @@ from vllm_agent.host.gpu import collector as module
 from vllm_agent.host.gpu.collector import AGAIN_SECONDS, MIN_PAUSE_SECONDS, GpuCollector
 from vllm_agent.host.gpu.faults import AFTERMATH_XIDS, FAULT_SECONDS, HELD_SECONDS, LOG_SECONDS
 from vllm_agent.host.gpu.reader import DriverError, NoDriverError
+from vllm_agent.host.gpu.seen import GpusSeen
 from vllm_agent.host.proc import Proc
 from vllm_agent.observations import Instant, Sight, SightKind
 
@@ -483,3 +484,70 @@ async def test_who_else_holds_memory_is_named():
     async with scene(ToyReader(gpus=(gpu("0", (own, GIB)),))) as played:
         assert f"(PID {own}): 1.0 GiB of GPU 0" in played.collector.holders([])
         assert played.collector.holders([own]) == ""
+
+
+async def test_what_a_start_has_to_know_of_the_devices():
+    readers = ToyReader((gpu("0"),), name="nvml"), ToyReader(open_error=no_driver(), name="amdgpu")
+    async with scene(*readers) as played:
+        seen = played.collector.seen()
+        assert [one.index for one in seen.devices] == ["0"]
+        assert seen.is_whole
+        assert not seen.is_required
+    # Of a kind that is not asked nobody knows.
+    async with scene(ToyReader((gpu("0"),), name="nvml")) as played:
+        assert not played.collector.seen().is_whole
+
+
+async def test_before_the_first_look_and_while_a_driver_hangs_not_all_is_seen():
+    readers = ToyReader(name="nvml"), ToyReader(name="amdgpu")
+    played = Scene(*readers, timeout_seconds=1.0)
+    assert not played.collector.seen().is_whole
+    async with scene(*readers, timeout_seconds=0.1) as played:
+        assert played.collector.seen() == GpusSeen((), is_whole=True)
+        readers[0].hang()
+        await played.look()
+        assert not played.collector.seen().is_whole
+
+
+async def test_a_driver_that_is_required_and_was_never_there_is_known_to_be_missing():
+    def collector(reader: ToyReader) -> GpuCollector:
+        return GpuCollector(
+            [(reader, GpuUse.REQUIRED), (ToyReader(name="amdgpu"), GpuUse.AUTO)],
+            proc=Proc(),
+            clock=lambda: Instant(1.0, 1.0),
+            servers=list,
+            interval_seconds=LONG_SECONDS,
+            timeout_seconds=5.0,
+        )
+
+    missing = collector(ToyReader(open_error=no_driver(), name="nvml"))
+    await missing._look()
+    assert not missing.is_up
+    missing.first_look_done.set()
+    assert missing.seen() == GpusSeen((), is_whole=True, is_required=True)
+    # One that was unloaded comes back.
+    reader = ToyReader((gpu("0"),), name="nvml")
+    unloaded = collector(reader)
+    await unloaded._look()
+    reader.error = no_driver()
+    await unloaded._look()
+    unloaded.first_look_done.set()
+    assert unloaded.seen() == GpusSeen((), is_whole=False, is_required=True)
+
+
+async def test_invented_devices_are_no_evidence():
+    async with scene(ToyReader((gpu("0"),), name="demo")) as played:
+        assert played.collector.snapshots([])
+        assert played.collector.seen() == GpusSeen()
+
+
+async def test_who_holds_the_memory_of_some_devices():
+    own = os.getpid()
+    reader = ToyReader((gpu("0", (own, 3 * GIB)), gpu("1", (own, 5 * GIB))))
+    async with scene(reader) as played:
+        assert played.collector.holders_of(["GPU-0"]).endswith(f"(PID {own}): 3.0 GiB of GPU 0")
+        assert played.collector.holders_of([]) == ""
+
+
+def no_driver() -> NoDriverError:
+    return NoDriverError("none")

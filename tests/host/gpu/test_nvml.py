@@ -176,7 +176,7 @@ def test_every_field(driver, reader):
         ({"processes": None}, {"processes"}),
         ({"has_mig": None, "has_events": False}, set()),
     ],
-    ids="-".join,
+    ids=lambda names: "-".join(sorted(names)),
 )
 def test_what_a_device_does_not_support_is_none_and_not_told(
     driver, reader, caplog, unsupported, absent

@@ -12,13 +12,13 @@ import pytest
 
 from vllm_agent.host.hf_hub import sizes as sizes_module
 from vllm_agent.host.hf_hub.checkpoint import MAX_WEIGHT_BYTES
+from vllm_agent.host.hf_hub.hub_variables import PUBLIC_HUB
 from vllm_agent.host.hf_hub.sizes import (
     KEPT_FAILURE_SECONDS,
     KEPT_SECONDS,
     MAX_ANSWER_BYTES,
     MAX_COMPLAINT_LENGTH,
     MAX_KEPT,
-    PUBLIC_HUB,
     HubSizes,
 )
 
@@ -163,10 +163,10 @@ async def test_what_is_no_model_is_not_asked_for(tmp_path, repo, revision):
 
 async def test_process_gets_the_way_and_nothing_else(tmp_path):
     environ = {
-        "HOME": "/root",
+        "HOME": "/home/x",
         "HF_TOKEN": CANARY,
         "HUGGING_FACE_HUB_TOKEN": CANARY,
-        "HF_TOKEN_PATH": "/root/token",
+        "HF_TOKEN_PATH": "/home/x/token",
         "AWS_SECRET_ACCESS_KEY": CANARY,
         "HTTPS_PROXY": f"http://user:{CANARY}@proxy:3128",
         "HTTP_PROXY": "http://proxy:3128",

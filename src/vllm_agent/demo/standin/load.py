@@ -10,6 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vllm_agent.demo.standin import process
 from vllm_agent.demo.standin.engine import failed_wrapper
 from vllm_agent.demo.standin.failures import FAILURES, Moment
 from vllm_agent.demo.standin.hub_cache import Repo, named_cache
@@ -53,8 +54,8 @@ class Load:
         Raises:
             LoadFailed: the load ended here.
         """
-        # vLLM installs its handlers seconds after its start; until then SIGTERM just kills. Nor does
-        # it read its arguments before.
+        # vLLM installs its handlers seconds after its start; until then SIGTERM just kills. It does
+        # not read its arguments before, either.
         time.sleep(stage_seconds(self._options, "imports"))
         if self._fails_at(Moment.ARGUMENTS):
             self._fail()
@@ -66,6 +67,8 @@ class Load:
         )
         sock = self._bind()
         self._log.section("load", "limits")
+        if self._options.daemonise:
+            process.leave_daemon(self._options.orphan_lifetime)
         self._fetch_config()
         self._configure()
         return sock
@@ -118,7 +121,8 @@ class Load:
 
     def _checked(self, serve: Callable[[], bool]) -> None:
         if not serve():
-            self.tree.kill_engines()
+            if not self._options.orphan_while_loading:
+                self.tree.kill_engines()
             raise LoadFailed(self.reactor.status or 0)
 
     def _fails_at(self, moment: Moment) -> bool:
@@ -157,7 +161,7 @@ class Load:
         if not self._options.swallow_sigterm_while_loading:
             self.reactor.stop(-signal.SIGTERM)
         elif self._terms > 1:
-            self.reactor.stop(0)
+            self.reactor.stop(-signal.SIGINT if self._options.orphan_while_loading else 0)
 
     def _on_int(self, _signum: int) -> None:
         if not self._options.ignore_sigterm:

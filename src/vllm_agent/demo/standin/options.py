@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from vllm_agent.demo.standin.endings import ENDINGS
 from vllm_agent.demo.standin.failures import FAILURES
@@ -17,6 +18,13 @@ from vllm_agent.demo.standin.timing import Timing
 _DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
 # Little enough for any disk, and enough to be seen growing.
 _DOWNLOAD_BYTES = 64 * 2**20
+# What --failures-left is about.
+_FAILURES = frozenset(
+    {
+        *("fail_load", "hang_load", "ending", "fail_serving", "exit_code", "hang_after"),
+        *("health_status", "stop_answering", "wrong_model"),
+    }
+)
 # Where a load can hang, in the order of a load; a download hangs by --stall-download.
 HANGS = ("configure", "init", "load_weights", "compile", "warmup")
 
@@ -51,7 +59,9 @@ class Options:
     fail_load: str | None = None
     hang_load: str | None = None
     hang_spin: bool = False
+    daemonise: bool = False
     swallow_sigterm_while_loading: bool = True
+    orphan_while_loading: bool = False
     ignore_sigterm: bool = False
     exit_code: int | None = None
     ending: str | None = None
@@ -121,6 +131,12 @@ def _options(chosen: argparse.Namespace, tag: str | None) -> Options:
     values = vars(chosen)
     model = tag or values.pop("model") or _DEFAULT_MODEL
     values.pop("model", None)
+    known = values.pop("known_models")
+    if known is not None and model not in known:
+        values["fail_load"] = "model_not_found"
+    failures_left = values.pop("failures_left")
+    if failures_left is not None and not _take_one(failures_left):
+        values.update({one.name: one.default for one in fields(Options) if one.name in _FAILURES})
     names = values.pop("served_model_name") or [model]
     engines = values.pop("data_parallel_size")
     tensor_parallel = values.pop("tensor_parallel_size")
@@ -145,6 +161,14 @@ def _options(chosen: argparse.Namespace, tag: str | None) -> Options:
         non_default_args=repr(shown),
         **values,
     )
+
+
+def _take_one(failures_left: Path) -> bool:
+    """Whether the number in the file was above 0; it is one less then."""
+    number = int(failures_left.read_text())
+    if number > 0:
+        failures_left.write_text(str(number - 1))
+    return number > 0
 
 
 def _endpoints(text: str) -> frozenset[str]:
@@ -242,12 +266,23 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
         help=f"stop in the middle of it for ever: {', '.join(HANGS)} (default load_weights)",
     )
     add("--hang-spin", action="store_true", help="take a whole core while it hangs")
+    add("--known-models", nargs="+", metavar="NAME", help="any other model is not found")
+    add(
+        "--daemonise",
+        action="store_true",
+        help="leave a child in a session of its own, as a compile worker may be",
+    )
     group.add_argument(
         "--ignore-sigterm-while-loading",
         dest="swallow_sigterm_while_loading",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="swallow the first SIGTERM of a load, as vLLM does (default)",
+    )
+    add(
+        "--orphan-while-loading",
+        action="store_true",
+        help="leave the engine behind when the second SIGTERM of a load ends it, as vLLM may",
     )
 
 
@@ -268,6 +303,12 @@ def _ending_flags(group: argparse._ArgumentGroup) -> None:
         help="exit with N, at --ending-after if no ending is named",
     )
     add("--ignore-sigterm", action="store_true", help="never stop by SIGTERM or SIGINT")
+    add(
+        "--failures-left",
+        type=Path,
+        metavar="FILE",
+        help="end, fail or hang as asked only while the number in it is above 0, and take one off",
+    )
     add("--orphan-lifetime", type=float, default=120.0, metavar="S", help="engine without a parent")
     add("--speed", type=_positive, default=1.0, metavar="X", help="divide every reproduced delay")
 

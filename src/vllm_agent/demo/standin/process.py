@@ -18,20 +18,29 @@ if TYPE_CHECKING:
 
 # /usr/include/linux/prctl.h
 _PR_SET_NAME = 15
-# proc_pid_stat(5): fields 48 and 49, counted from the one after the name.
-_ARG_START, _ARG_END = 45, 46
+# proc_pid_stat(5): fields 48 to 51, counted from the one after the name.
+_ARG_START, _ARG_END, _ENV_START, _ENV_END = 45, 46, 47, 48
+# Where it is set, setproctitle leaves the environment alone.
+_KEEPS_ENVIRONMENT = "SPT_NOENV"
 # syscall(2) numbers of io_setup.
 _IO_SETUP = {"x86_64": 206, "aarch64": 0}
 _STANDARD_FDS = 3
 # What a child of multiprocessing runs; the numbers are descriptors.
 _SPAWNED = "from multiprocessing.spawn import spawn_main; spawn_main(tracker_fd=7, pipe_handle=9)"
+# What torch.compile runs beside the engine.
+_COMPILE_WORKER = "from torch._inductor.compile_worker.__main__ import main; main()"
 # A component installs its own handlers; until then a signal has its default action.
 _INHERITED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGSEGV)
 
 
 def set_title(title: str) -> None:
-    """Replaces /proc/PID/cmdline and the 15-character name, as setproctitle does."""
+    """Replaces /proc/PID/cmdline and the 15-character name, as setproctitle does.
+
+    /proc/PID/environ is empty from then on, unless SPT_NOENV is set: setproctitle takes its room.
+    """
     _set_command_line(title.encode())
+    if not os.environ.get(_KEEPS_ENVIRONMENT):
+        _clear_environment()
     set_name(title)
 
 
@@ -47,6 +56,14 @@ def _set_command_line(text: bytes) -> None:
     room = end - start
     ctypes.memset(start, 0, room)
     ctypes.memmove(start, text, min(len(text), room - 1))
+
+
+def _clear_environment() -> None:
+    for name, value in os.environ.items():
+        os.putenv(name, value)  # the C library reads a copy of its own from here on
+    fields = _stat_fields("self")
+    start, end = int(fields[_ENV_START]), int(fields[_ENV_END])
+    ctypes.memset(start, 0, end - start)
 
 
 def set_name(name: str) -> None:
@@ -98,6 +115,25 @@ def fork(run: Callable[[], int], keep: Collection[int]) -> int:
         status = run()
     finally:
         os._exit(status)
+
+
+def leave_daemon(seconds: float) -> None:
+    """Leaves a process behind in a session of its own, whose parent is not this one.
+
+    It ends by itself after `seconds`, and by any signal that ends one.
+    """
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            set_python_command(_COMPILE_WORKER)
+            _close_other_fds(())
+            time.sleep(seconds)
+    finally:
+        os._exit(0)
 
 
 def die_by(signum: int) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.expose.managed_view import next_restart_unix_seconds
 from vllm_agent.expose.metric_families.declare import LOCAL_MODES, counter, gauge, one
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import ALIVE_PHASES, Initiator, LifecycleMode, ServerState
@@ -15,20 +16,21 @@ if TYPE_CHECKING:
 
 # Walking an Enum is slow, and a scrape does it for every server.
 _INITIATORS: Final = tuple(Initiator)
-_ALL_REASONS: Final = tuple(Reason)
 _NO_ENDING_HAS: Final = frozenset(
     {
         *(Reason.LOAD_STALLED, Reason.UNHEALTHY, Reason.UNRESPONSIVE, Reason.UNREACHABLE),
         *(Reason.MODEL_MISSING, Reason.ENGINE_STALLED, Reason.SPAWN_FAILED),
     }
 )
-"""What the judgement on a watched process's end never comes to: reasons of a failed server, and
-of a start of our own."""
+"""What the judgement on a process's end never comes to: reasons of a failed server, and of a start
+of our own."""
+_ENDINGS_HAVE: Final = tuple(reason for reason in Reason if reason not in _NO_ENDING_HAS)
 # What a mode can produce; these series exist from the start, so that increase() sees the first one.
 _CRASH_REASONS: Final = MappingProxyType(
     {
         LifecycleMode.EXTERNAL: (Reason.UNREACHABLE,),
-        LifecycleMode.MONITORED: tuple(r for r in _ALL_REASONS if r not in _NO_ENDING_HAS),
+        LifecycleMode.MONITORED: _ENDINGS_HAVE,
+        LifecycleMode.MANAGED: _ENDINGS_HAVE,
     }
 )
 
@@ -42,7 +44,7 @@ def _process_start(server: ServerSnapshot) -> Samples:
 
 def _crashes(server: ServerSnapshot) -> Samples:
     crashes = server.life.tally.crashes
-    complete = _CRASH_REASONS.get(server.mode, _ALL_REASONS)
+    complete = _CRASH_REASONS[server.mode]
     others = [reason for reason in crashes if reason not in complete]
     return [((reason,), crashes.get(reason, 0)) for reason in (*complete, *others)]
 
@@ -114,5 +116,11 @@ LAUNCH_FAMILIES: Final[tuple[Family[ServerSnapshot], ...]] = (
         "server_restart_limit_reached",
         "Whether the server needed a restart that its budget did not hold any more.",
         lambda server: one(server.life.budget.is_limit_reached),
+    ),
+    gauge(
+        "server_next_restart_timestamp_seconds",
+        "When the agent will start the server again, in unix time; only while that is planned.",
+        lambda server: one(next_restart_unix_seconds(server)),
+        modes=(LifecycleMode.MANAGED,),
     ),
 )

@@ -10,6 +10,7 @@ from vllm_agent.expose.advice import advice_on_server
 from vllm_agent.expose.json_view import reason_of
 from vllm_agent.expose.process_view import main_pid
 from vllm_agent.expose.status_page.load import load_lines
+from vllm_agent.expose.status_page.managed import evidence_line, managed_lines
 from vllm_agent.expose.status_page.words import UNKNOWN, moment
 
 if TYPE_CHECKING:
@@ -77,14 +78,15 @@ def _state(life: ServerLife, now: Instant) -> str:
 
 
 def _why(server: ServerSnapshot, now: Instant) -> str:
-    """Why it does not serve: what failed, or how far its load is."""
+    """Why it does not serve: what failed, what the agent does, or how far its load is."""
     reason = reason_of(server.life)
     parts = [] if reason is None else [f"<strong>{reason}</strong>"]
     if server.life.detail:
         parts.append(escape(server.life.detail))
     if reason is not None:
         parts.append(f'<span class="quiet">{escape(advice_on_server(server, reason))}</span>')
-    return "<br>".join((*parts, *load_lines(server, now)))
+    more = (*managed_lines(server, now), *load_lines(server, now), *evidence_line(server))
+    return "<br>".join((*parts, *more))
 
 
 def _models(server: ServerSnapshot) -> str:

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.host.gpu.amdgpu import AmdgpuReader
 from vllm_agent.host.gpu.attribution import Owners, attribute
+from vllm_agent.host.gpu.demo import DemoReader
 from vllm_agent.host.gpu.driver import Driver
 from vllm_agent.host.gpu.faults import FaultMemory
 from vllm_agent.host.gpu.holders import holders_text
+from vllm_agent.host.gpu.nvml import NvmlReader
+from vllm_agent.host.gpu.seen import GpusSeen
 from vllm_agent.host.process_sight import has_pids_of_its_own, process_sight
 from vllm_agent.host.strays import is_stray
 from vllm_agent.host.vllm_argv import role_of_name
@@ -37,6 +41,7 @@ process a moment after its end."""
 PIDS_PER_SLICE: Final = 64
 """About 1 ms of work, at 12 µs for a process that is looked at: nothing waits longer for it."""
 
+_KINDS: Final = frozenset({NvmlReader.name, AmdgpuReader.name})
 _OTHER_PIDS: Final = Sight(
     SightKind.GPU_PROCESSES,
     is_visible=False,
@@ -238,6 +243,21 @@ class GpuCollector:
     def holders(self, other_than: Iterable[int]) -> str:
         """Who else holds the most memory of the GPUs, for people; empty where nobody does."""
         return holders_text(self.snapshots(self._servers()), frozenset(other_than))
+
+    def holders_of(self, uuids: Collection[str]) -> str:
+        """Who holds the most memory of these devices, for people; empty if nobody is known to."""
+        shown = self.snapshots(self._servers())
+        return holders_text(gpu for gpu in shown if gpu.gpu.uuid in uuids)
+
+    def seen(self) -> GpusSeen:
+        """The real devices as of the newest look."""
+        drivers = [driver for driver in self._drivers if driver.name != DemoReader.name]
+        is_whole = not self._fault and {driver.name for driver in drivers} >= _KINDS
+        return GpusSeen(
+            devices=tuple(self._gpus) if drivers else (),
+            is_whole=is_whole and all(driver.has_settled for driver in drivers),
+            is_required=any(driver.is_required for driver in drivers),
+        )
 
     # What is made of a reading.
 

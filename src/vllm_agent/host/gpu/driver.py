@@ -39,8 +39,9 @@ class Driver:
 
     `reading` is what it said last, None where it did not answer the last time. `fault` says why and
     `fix` what to do, empty where nothing is wrong or the fault says it; `is_absent` is whether it
-    is not on this host and need not be, and `detail` what was looked for. `told` gets the faults
-    that it reports, in the event loop, as soon as it does.
+    is not on this host and need not be, and `detail` what was looked for; `is_missing` is whether
+    it never was on this host and has to be. `told` gets the faults that it reports, in the event
+    loop, as soon as it does.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Driver:
         self.fault = ""
         self.fix = ""
         self.is_absent = False
+        self.is_missing = False
         self.detail = ""
         self._was_present = False
 
@@ -74,6 +76,16 @@ class Driver:
     def name(self) -> str:
         """What the configuration calls it."""
         return self._reader.name
+
+    @property
+    def is_required(self) -> bool:
+        """Whether the configuration says that it must be there."""
+        return self._use is GpuUse.REQUIRED
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether it is known which devices it has: it answered the last time, or is not there."""
+        return self.reading is not None or self.is_absent or self.is_missing
 
     async def look(self, pids: Collection[int]) -> None:
         """Asks it once, unless it still hangs or is known to be absent. Never raises."""
@@ -149,6 +161,7 @@ class Driver:
             extra = {"driver": self.name, "gpus": len(reading)}
             _LOGGER.info("found a GPU driver", extra=extra)
         self.reading, self.fault, self.fix, self.is_absent = reading, "", "", False
+        self.is_missing = False
         self._was_present = True
         for gpu in reading:
             if gpu.parent_uuid is None:
@@ -158,8 +171,9 @@ class Driver:
 
     def _be_absent(self, detail: str) -> None:
         self._look_not_before_seconds = self._monotonic() + ABSENT_SECONDS
-        if self._use is GpuUse.REQUIRED or self._was_present:
-            self._fail(detail, _INSTALL if self._use is GpuUse.REQUIRED else _KERNEL_LOG)
+        if self.is_required or self._was_present:
+            self._fail(detail, _INSTALL if self.is_required else _KERNEL_LOG)
+            self.is_missing = not self._was_present
             return
         self.detail = detail
         self.reading, self.fault, self.fix, self.is_absent = None, "", "", True
@@ -169,3 +183,4 @@ class Driver:
             text = "no word from a GPU driver"
             _LOGGER.warning(text, extra={"driver": self.name, "detail": detail})
         self.reading, self.fault, self.fix, self.is_absent = None, detail, fix, False
+        self.is_missing = False

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_agent.config.model_id import is_revision, why_no_repo_id
 from vllm_agent.host.hf_hub.cached_repo import DEFAULT_REVISION
 from vllm_agent.host.hf_hub.checkpoint import MAX_WEIGHT_BYTES
+from vllm_agent.host.hf_hub.hub_variables import PUBLIC_HUB, is_on
 from vllm_agent.host.short_command import NoAnswerError, run
 
 if TYPE_CHECKING:
@@ -43,10 +44,7 @@ MAX_KEPT: Final = 64
 MAX_COMPLAINT_LENGTH: Final = 200
 """Logged of why there is no answer: a clause."""
 
-PUBLIC_HUB: Final = "https://huggingface.co"
-
 _QUESTION: Final = (sys.executable, "-P", "-m", "vllm_agent.host.hf_hub.size_question")
-_TRUE_WORDS: Final = frozenset({"1", "ON", "YES", "TRUE"})  # huggingface_hub's own
 _OFFLINE: Final = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _PASSED: Final = (
     *("LD_LIBRARY_PATH", "PYTHONPATH"),
@@ -86,7 +84,7 @@ class HubSizes:
         question: Sequence[str] = _QUESTION,
     ) -> None:
         self.endpoint = _without_login(environ.get("HF_ENDPOINT") or PUBLIC_HUB)
-        self.is_offline = any(environ.get(name, "").upper() in _TRUE_WORDS for name in _OFFLINE)
+        self.is_offline = any(is_on(environ.get(name, "")) for name in _OFFLINE)
         self._environment = {**_way(environ), "HF_ENDPOINT": self.endpoint, **_WITHOUT_ACCOUNT}
         self._clock_seconds = clock_seconds
         self._question = question

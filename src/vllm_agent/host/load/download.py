@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from vllm_agent.config.model_id import is_revision
 from vllm_agent.host.contained_file import UnreadableFileError
 from vllm_agent.host.contained_tree import TooManyNamesError, open_tree_of
 from vllm_agent.host.hf_hub.cached_repo import DEFAULT_REVISION, repo_folder
+from vllm_agent.host.hf_hub.hub_variables import PUBLIC_HUB, origin
 from vllm_agent.host.hf_hub.identity import HubRepo, Model, identify
-from vllm_agent.host.hf_hub.sizes import PUBLIC_HUB
 from vllm_agent.host.load.repo_files import RepoFiles
 from vllm_agent.observations import Download, Witness
 
@@ -28,7 +27,7 @@ SLACK: Final = 0.05
 headers of their files, and a small file on its way belongs to no total."""
 
 _WITHOUT_FILES: Final = frozenset({"dummy"})
-_AS_ON_THE_HUB: Final = frozenset({"auto", "hf"})
+AS_ON_THE_HUB: Final = frozenset({"auto", "hf"})
 """Formats for which `HubSizes` has the total."""
 
 
@@ -75,13 +74,13 @@ class DownloadWitness:
             return None
         if not isinstance(model, HubRepo) or not self._is_as_on_the_hub(model):
             return None
-        is_same_hub = _origin(environment.hf_endpoint or PUBLIC_HUB) == _origin(sizes.endpoint)
         is_wanted = self._is_under_way and not self._is_size_known
+        is_same_hub = uses_hub_of(environment, sizes)
         return (model.id, self._revision) if is_same_hub and is_wanted else None
 
     def look(self) -> Download | None:
         """What is there now; None for a model of no repository, or where it cannot be told."""
-        cache_folder = self._cache_folder
+        cache_folder = cache_folder_of(self._command, self._environment)
         if cache_folder is None or self._load_format in _WITHOUT_FILES:
             return None
         try:
@@ -94,18 +93,7 @@ class DownloadWitness:
             return None
 
     def _is_as_on_the_hub(self, model: HubRepo) -> bool:
-        return self._load_format in _AS_ON_THE_HUB and not model.part
-
-    @property
-    def _cache_folder(self) -> str | None:
-        given, environment = self._command.download_dir, self._environment
-        if given is None:
-            return None if environment is None else environment.hub_cache
-        if not given.startswith("~"):
-            return given
-        home = None if environment is None else environment.home
-        is_own = given[1:2] in {"", "/"}
-        return home + given[1:] if home and is_own else None
+        return self._load_format in AS_ON_THE_HUB and not model.part
 
     def _look(self, files: ContainedTree, cache_folder: str) -> Download | None:
         if self._model is None:
@@ -149,6 +137,18 @@ class DownloadWitness:
                 yield told_bytes, Witness.HUB
 
 
-def _origin(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+def cache_folder_of(command: VllmCommand, environment: ModelEnvironment | None) -> str | None:
+    """The folder that has the models of a server, as the server sees it; None if it is unknown."""
+    given = command.download_dir
+    if given is None:
+        return None if environment is None else environment.hub_cache
+    if not given.startswith("~"):
+        return given
+    home = None if environment is None else environment.home
+    is_own = given[1:2] in {"", "/"}
+    return home + given[1:] if home and is_own else None
+
+
+def uses_hub_of(environment: ModelEnvironment, sizes: HubSizes) -> bool:
+    """Whether a server asks the same Hub as the agent does: another one must not hear of models."""
+    return origin(environment.hf_endpoint or PUBLIC_HUB) == origin(sizes.endpoint)
