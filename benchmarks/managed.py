@@ -143,8 +143,8 @@ class _Mains:
         stat, line = _read(pid, "stat"), _read(pid, "cmdline")
         is_child = stat.rpartition(")")[2].split()[1:2] == [str(self._agent_pid)]
         words = line.split("\0")
-        if is_child and line == self._agent_line:
-            # It has not executed anything yet.
+        if is_child and line in {"", self._agent_line}:
+            # It has not executed anything yet; there is no line during an exec.
             return
         if is_child and "--port" in words:
             self._ports[pid] = words[words.index("--port") + 1]

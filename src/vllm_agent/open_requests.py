@@ -24,11 +24,11 @@ class OpenRequests:
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Callable[[ServerLife], Answer | None], Future[Answer]]] = []
-        self._is_ended = False
+        self.is_ended = False
 
     async def answered(self, of: Callable[[ServerLife], Answer | None], life: ServerLife) -> Answer:
         """Waits for the first committed life, from `life` on, of which there is an answer."""
-        known = _NO_OWNER if self._is_ended else of(life)
+        known = _NO_OWNER if self.is_ended else of(life)
         if known is not None:
             return known
         future: Future[Answer] = asyncio.get_running_loop().create_future()
@@ -41,7 +41,7 @@ class OpenRequests:
 
     def end(self) -> None:
         """Answers everybody, now and later: nobody owns the server any more."""
-        self._is_ended = True
+        self.is_ended = True
         for _, future in self._waiting:
             if not future.done():
                 future.set_result(_NO_OWNER)

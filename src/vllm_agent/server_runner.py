@@ -238,6 +238,8 @@ class ServerRunner:
 
     async def _noted(self, event: Event) -> None:
         """Waits until what `event` changed is committed."""
+        if self._requests.is_ended:
+            return
         done: Future[None] = asyncio.get_running_loop().create_future()
         self._inbox.put_nowait((event, done))
         await done

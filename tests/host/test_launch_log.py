@@ -520,7 +520,7 @@ WRAPPED = (
 
 
 @pytest.mark.parametrize("is_watched", [True, False])
-@pytest.mark.parametrize("end", [FAILED + WRAPPED, line(STOPPED)])
+@pytest.mark.parametrize("end", [FAILED + WRAPPED, line(STOPPED)], ids=["failed", "stopped"])
 async def test_an_error_after_which_the_load_went_on_is_no_cause(
     watched: LaunchLog, written, end, *, is_watched: bool
 ):

@@ -16,6 +16,7 @@ from vllm_agent.lifecycle.events import (
 )
 from vllm_agent.lifecycle.pace import next_deadline_seconds
 from vllm_agent.lifecycle.server_life import Policy
+from vllm_agent.lifecycle.supervision import GRAIN_SECONDS
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.ending import EndingEvidence
@@ -49,7 +50,7 @@ class ManagedScene(LocalScene):
     def _do_what_is_due(self) -> None:
         for _ in range(MAX_STEPS_AT_ONCE):
             deadline = next_deadline_seconds(self.life, self.policy, self.now)
-            if deadline is None or deadline > 0:
+            if deadline is None or deadline > GRAIN_SECONDS:
                 return
             self.effects += super().send(Ticked()).effects
         raise AssertionError("something is due for ever")
@@ -65,7 +66,7 @@ class ManagedScene(LocalScene):
                 self._do_what_is_due()
                 return self
             # A clock that is off by less than its last digit would stand still.
-            super().wait(max(deadline, 1e-6))
+            super().wait(max(deadline, GRAIN_SECONDS))
             self._do_what_is_due()
 
     @property

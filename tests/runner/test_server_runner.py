@@ -19,6 +19,7 @@ from vllm_agent.lifecycle.server_life import Memory, Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
 from vllm_agent.look_plan import SLOTS_PER_INTERVAL
 from vllm_agent.observations import (
+    EngineFacts,
     Listener,
     MetricsFacts,
     Probe,
@@ -56,6 +57,8 @@ class FakeEyes:
     broken: bool = False
     listener: Listener | None = None
     second_look: asyncio.Event = field(default_factory=asyncio.Event)
+    engine: EngineFacts | None = None
+    engine_asked: list[float] = field(default_factory=list)
 
     async def look(
         self, *, ask_models: bool, ask_metrics: bool = True, ask_version: bool = False
@@ -85,6 +88,10 @@ class FakeEyes:
             version="0.32.0" if ask_version else None,
             listener=self.listener,
         )
+
+    async def ask_engine(self) -> EngineFacts | None:
+        self.engine_asked.append(now().monotonic_seconds)
+        return self.engine
 
     @property
     def is_holding(self) -> bool:

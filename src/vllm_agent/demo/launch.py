@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -29,6 +30,8 @@ _SERVING_TIMEOUT_SECONDS: Final = 20.0  # a loaded machine starts Python slowly
 _KILL_TIMEOUT_SECONDS: Final = 5.0  # SIGKILL needs milliseconds
 # A server whose launcher was killed ends by itself after this time.
 _LIFETIME_SECONDS: Final = 900
+# Below 32768, where net.ipv4.ip_local_port_range begins, and above what services use.
+_NOT_EPHEMERAL: Final = range(20_000, 32_768)
 # proc_pid_stat(5) fields 3 and 6, counted from the one after the name.
 _STATE, _SESSION = 0, 3
 
@@ -208,11 +211,15 @@ def command_line(*arguments: str, model: str, port: int) -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A TCP port of the loopback that was free a moment ago.
+
+    The kernel gives it to nobody meanwhile who asks for any port.
+    """
+    while True:
+        port = random.choice(_NOT_EPHEMERAL)  # noqa: S311  no secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def write_checkpoint(directory: Path, shards: int, shard_bytes: int = 1 << 20) -> Path:

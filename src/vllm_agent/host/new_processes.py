@@ -18,6 +18,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from vllm_agent.host.wrappers import may_become_vllm
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -61,29 +63,6 @@ One may be a process restored with its old PID; lxcfs makes up the number for a 
 _FIRST_PID: Final = 300  # RESERVED_PIDS in kernel/pid.c: where numbers begin again
 _KTHREADD: Final = 2
 _LOGGER: Final = logging.getLogger(__name__)
-
-WRAPPERS: Final = frozenset(
-    {
-        *("sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox"),
-        *("tini", "tini-static", "docker-init", "dumb-init", "catatonit", "s6-supervise", "runc"),
-        *("runc:[2:INIT]", "crun", "env", "nice", "ionice", "chrt", "taskset", "numactl", "setsid"),
-        *("sudo", "su", "runuser", "setpriv", "gosu", "su-exec", "chroot", "nsenter", "unshare"),
-        *(
-            "timeout",
-            "stdbuf",
-            "nohup",
-            "flock",
-            "script",
-            "strace",
-            "uv",
-            "conda",
-            "pixi",
-            "poetry",
-        ),
-        *("(sd-executor)", "systemd-executo", "start-stop-daem", "enroot", "apptainer", "starter"),
-    }
-)
-"""Names (15 characters) of programs whose process may still become a vLLM; pythons may as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +252,7 @@ class NewProcesses:
         seen.fingerprint = reading.fingerprint
         if is_other:
             self._wrappers.pop(pid, None)
-            if _may_become_vllm(stat.name):
+            if may_become_vllm(stat.name):
                 self._wrappers[pid] = now + WRAPPER_SECONDS
         return is_new, is_other
 
@@ -409,10 +388,6 @@ def _is_own_view(proc: Proc) -> bool:
         return os.readlink(f"{proc.root}/self") == str(os.getpid())
     except OSError:
         return False
-
-
-def _may_become_vllm(name: str) -> bool:
-    return name in WRAPPERS or name.startswith("python")
 
 
 def _rotated(queue: dict[int, float], limit: int, now: float) -> list[int]:

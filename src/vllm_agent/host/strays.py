@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.host.new_processes import WRAPPERS
+from vllm_agent.host.wrappers import WRAPPERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -92,7 +92,6 @@ class VllmHttp:
             version=look.version,
         )
 
-
     async def ask_engine(self) -> EngineFacts | None:
         """What the engine has done so far, by /metrics alone and with more patience than a look.
 

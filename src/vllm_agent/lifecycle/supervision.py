@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 MAX_DELAY_SECONDS: Final = 300.0
 """The longest delay that doubling leads to: as systemd's users set RestartMaxDelaySec, minutes."""
 
+GRAIN_SECONDS: Final = 0.001
+"""What is due within this time is done: timers fire a little early, and sums of times round."""
+
 MAX_DOUBLINGS: Final = 16
 """Enough for the shortest delay to become the longest."""
 
@@ -136,7 +139,7 @@ def delay_seconds(life: ServerLife, policy: Policy) -> float:
 def acted(life: ServerLife, policy: Policy, now: Instant) -> Guarded | None:
     """What is due now, done; None if nothing is."""
     next_act, management = due(life, policy, now), life.management
-    if next_act is None or management is None or next_act.in_seconds > 0:
+    if next_act is None or management is None or next_act.in_seconds > GRAIN_SECONDS:
         return None
     return _DO[next_act.act](life, management, now)
 
