@@ -86,7 +86,7 @@ def measure_restart(session: Session) -> list[Result]:
     with none_left(folder):
         config = managed_config(folder, ports, "1s", RESTARTS)
         with started_agent(folder, config) as it:
-            mains = _Mains(it.pid)
+            mains = Mains(it.pid)
             for _ in range(math.ceil(session.scale.restarts / SERVERS)):
                 await_running(it, SERVERS)
                 time.sleep(2 * WINDOW_SECONDS)
@@ -102,7 +102,7 @@ def measure_restart(session: Session) -> list[Result]:
     return [Result(MANAGED_RESTART, tuple(1000 * s for s in beyond), notes=(note,))]
 
 
-def _seconds_to_next(mains: _Mains, port: int) -> float:
+def _seconds_to_next(mains: Mains, port: int) -> float:
     killed = mains.find(port)
     if killed is None:
         raise NotMeasurableError("a server that runs has no main process")
@@ -120,7 +120,7 @@ def _seconds_to_next(mains: _Mains, port: int) -> float:
     return time.perf_counter() - died
 
 
-class _Mains:
+class Mains:
     """Main processes of managed servers: children of the agent that execute one."""
 
     def __init__(self, agent_pid: int) -> None:

@@ -115,8 +115,9 @@ class Roster:
             await self._end_entry(server.name)
         await self._add_all(changed)
         for server in changed:
-            was = before.get(server.name)
-            if was is not None and is_other_launch(was, server):
+            was, memory = before.get(server.name), await self._store.recall(server.name)
+            is_up = memory is not None and memory.is_goal_up
+            if was is not None and is_up and is_other_launch(was, server):
                 self._entries[server.name].runner.tell(Asked(Wish.RESTART, server.model))
 
     def is_configured(self, sighting: Sighting) -> bool:

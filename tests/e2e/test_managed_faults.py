@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,13 @@ import pytest
 
 from tests.e2e.agent_process import wait_until
 from tests.e2e.managed_scene import ROOT, STAND_IN, Managed, ManagedAgent, complete, wait_marked
-from tests.fake_nvml import GIB, FakeDevice, FakeDriver, FakeMemory
+from tests.fake_nvml import GIB, FakeDevice, FakeDriver, FakeMemory, build
 from vllm_agent.demo.launch import title, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-AT_ONCE = 4
+AT_ONCE = 6
 NOBODY = 65534
 AS_NOBODY = (
     "setpriv",
@@ -42,8 +43,17 @@ AS_NOBODY = (
 )
 """Another user, whose number of processes is limited as root's is not, and who reads every file."""
 
-LOG_DISK_BYTES = 8 << 20
+FULL, ROOMY = "1m", "1g"
 MANY_CRASHES = 100
+
+
+FAULTS: dict[str, Callable[[Path, Path], None]] = {}
+
+
+def fault(run: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    """Makes it one of those that run beside each other, with a folder of its own and a model."""
+    FAULTS[run.__name__] = run
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +144,7 @@ KILL_POINTS = {
 
 
 def kill_and_go_on(point: KillPoint, name: str, folder: Path, model: Path) -> None:
+    """An agent is killed at that point, and the next one goes on."""
     server = Managed(
         name=name, model=model, arguments=point.arguments, stop_timeout=point.stop_timeout
     )
@@ -157,33 +168,25 @@ def kill_and_go_on(point: KillPoint, name: str, folder: Path, model: Path) -> No
         assert agent.pids(name) == []
 
 
-@pytest.fixture(scope="module")
-def killed(
-    tmp_path_factory: pytest.TempPathFactory, model: Path
-) -> Iterator[dict[str, Future[None]]]:
-    folder = tmp_path_factory.mktemp("killed")
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {
-            name: pool.submit(kill_and_go_on, point, f"killed-{name}", folder / name, model)
-            for name, point in KILL_POINTS.items()
-        }
-        pool.shutdown(cancel_futures=True)
+for _name, _point in KILL_POINTS.items():
+    FAULTS[f"an_agent_is_killed-{_name}"] = partial(kill_and_go_on, _point, f"killed-{_name}")
 
 
-@pytest.mark.parametrize("name", KILL_POINTS)
-def test_an_agent_that_is_killed(name: str, killed: dict[str, Future[None]]) -> None:
-    killed[name].result()
+def driver_of(folder: Path) -> FakeDriver:
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not installed: run 'make deps'")
+    return FakeDriver(build(folder), folder / "nvml_state")
 
 
-def test_an_agent_that_is_killed_before_anything_is_started(
-    tmp_path: Path, model: Path, fake_driver: FakeDriver
-) -> None:
+@fault
+def an_agent_that_is_killed_before_anything_is_started(folder: Path, model: Path) -> None:
     """It waits for GPU memory that another process has; the next agent does, too, and has it."""
     name = "killed-preparing"
     gpu = FakeDevice(uuid="GPU-1", memory=FakeMemory(used_bytes=70 * GIB))
+    fake_driver = driver_of(folder)
     fake_driver.show(gpu)
     server = Managed(name=name, model=model)
-    with ManagedAgent(tmp_path, server, environ=fake_driver.environment()) as agent:
+    with ManagedAgent(folder, server, environ=fake_driver.environment()) as agent:
         in_phase("preparing")(agent, name)
         agent.kill()
         assert agent.pids(name) == []
@@ -196,10 +199,11 @@ def test_an_agent_that_is_killed_before_anything_is_started(
         assert view["restart_budget"]["remaining"] == 3
 
 
-def test_a_child_that_became_a_daemon_goes_with_its_server(tmp_path: Path, model: Path) -> None:
+@fault
+def a_child_that_became_a_daemon_goes_with_its_server(folder: Path, model: Path) -> None:
     name = "daemon"
     server = Managed(name=name, model=model, arguments=("--daemonise",))
-    with ManagedAgent(tmp_path, server) as agent:
+    with ManagedAgent(folder, server) as agent:
         agent.wait_running(name)
         (daemon,) = [pid for pid in agent.pids(name) if "compile_worker" in title(pid)]
         assert os.getsid(daemon) != agent.main_pid(name)
@@ -212,11 +216,12 @@ def test_a_child_that_became_a_daemon_goes_with_its_server(tmp_path: Path, model
         assert (view["state"], crashes(view)) == ("stopped", {"engine_died": 1})
 
 
-def test_a_daemon_that_an_agent_before_left_is_cleared(tmp_path: Path, model: Path) -> None:
+@fault
+def a_daemon_that_an_agent_before_left_is_cleared(folder: Path, model: Path) -> None:
     """Its main process ended with no agent there: only the marker tells whose it is."""
     name = "daemon-left"
     server = Managed(name=name, model=model, arguments=("--daemonise",))
-    with ManagedAgent(tmp_path, server) as agent:
+    with ManagedAgent(folder, server) as agent:
         agent.wait_running(name)
         left = agent.pids(name)
         agent.kill()
@@ -227,83 +232,96 @@ def test_a_daemon_that_an_agent_before_left_is_cleared(tmp_path: Path, model: Pa
         assert view["restarts"]["operator"] == 0
 
 
-@pytest.mark.skipif("os.geteuid() != 0", reason="only root can mount a disk that is full")
-def test_a_disk_without_room_for_its_log(tmp_path: Path, model: Path) -> None:
+@fault
+def a_disk_without_room_for_its_log(folder: Path, model: Path) -> None:
     name = "full"
-    logs = tmp_path / "state" / "logs"
+    logs = folder / "state" / "logs"
     logs.mkdir(parents=True)
-    with mounted(logs, LOG_DISK_BYTES):
-        filler = logs / "filler"
-        fill(filler)
-        server = Managed(name=name, model=model, restart={"max_restarts": 50})
-        with ManagedAgent(tmp_path, server) as agent:
-            view = agent.wait_view(name, "it is refused", {"reason": "disk_full"})
-            assert (view["state"], view["launches"]) == ("failed", 0)
-            assert agent.pids(name) == []
-            filler.unlink()
-            view = agent.wait_running(name, launches=1)
-            assert crashes(view) == {}
-            fill(filler)
-            # It serves on, and its end is judged without a log, too.
-            assert complete(server.port, str(model))
-            agent.kill_part(name)
-            view = agent.wait_view(name, "it is refused", {"reason": "disk_full"})
-            assert crashes(view) == {"engine_died": 1}
-            assert agent.pids(name) == []
-            filler.unlink()
-            agent.done(name, "start")
-            agent.wait_running(name, launches=2)
-            agent.done(name, "stop")
-            assert agent.pids(name) == []
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, size_bytes: int) -> Iterator[None]:
-    """A small disk of its own there."""
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(path: Path) -> None:
-    """Takes what is left of the disk."""
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while file.write(b"x" * 65536):
-            pass
-
-
-@pytest.mark.needs("setpriv")
-def test_a_fork_that_fails(tmp_path: Path, model: Path) -> None:
-    name = "forks"
-    # Limits of the number of processes do not bind root.
-    is_root = os.geteuid() == 0
     server = Managed(name=name, model=model, restart={"max_restarts": 50})
-    if is_root:
-        server = replace(server, user=None)
-    with ManagedAgent(tmp_path, server, prefix=AS_NOBODY if is_root else ()) as agent:
-        agent.wait_running(name)
-        assert agent.process is not None
-        limits = resource.prlimit(agent.process.pid, resource.RLIMIT_NPROC)
-        resource.prlimit(agent.process.pid, resource.RLIMIT_NPROC, (1, limits[1]))
+    with disk(logs), ManagedAgent(folder, server) as agent:
+        view = agent.wait_view(name, "it is refused", {"reason": "disk_full"})
+        assert (view["state"], view["launches"]) == ("failed", 0)
+        assert agent.pids(name) == []
+        mount(logs, f"remount,size={ROOMY}")
+        view = agent.wait_running(name, launches=1)
+        assert crashes(view) == {}
+        fill(logs)
+        # It serves on, and its end is judged without a log, too.
+        assert complete(agent.entries[name].port, str(model))
         agent.kill_part(name)
-        view = agent.wait_view(name, "it is refused", {"state": "failed"})
-        assert view["reason"] == "spawn_failed", view["detail"]
-        assert (view["launches"], crashes(view)) == (1, {"engine_died": 1})
-        agent.wait_gone(name)
-        resource.prlimit(agent.process.pid, resource.RLIMIT_NPROC, limits)
+        view = agent.wait_view(name, "it is refused", {"reason": "disk_full"})
+        assert crashes(view) == {"engine_died": 1}
+        assert agent.pids(name) == []
+        mount(logs, f"remount,size={ROOMY}")
         agent.done(name, "start")
         agent.wait_running(name, launches=2)
         agent.done(name, "stop")
         assert agent.pids(name) == []
 
 
-def test_a_program_that_is_removed_between_restarts(tmp_path: Path, model: Path) -> None:
+@contextlib.contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """A disk of its own there, a full one."""
+    mount(folder, f"size={FULL}")
+    try:
+        fill(folder)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Takes what is left of the disk, which is made small before."""
+    mount(folder, f"remount,size={FULL}")
+    with contextlib.suppress(OSError), (folder / "filler").open("ab", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+
+
+def mount(folder: Path, options: str) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here: that needs root")
+
+
+@fault
+def a_fork_that_fails(folder: Path, model: Path) -> None:
+    name = "forks"
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed: run 'make deps'")
+    # Limits of the number of processes do not bind root.
+    is_root = os.geteuid() == 0
+    server = Managed(name=name, model=model, restart={"max_restarts": 50})
+    if is_root:
+        # What is below the home of root needs the rights that env has here.
+        server = replace(server, user=None, command=("/usr/bin/env", *server.command))
+    with ManagedAgent(folder, server, prefix=AS_NOBODY if is_root else ()) as agent:
+        agent.wait_running(name)
+        limit_processes(agent, "1:")
+        agent.kill_part(name)
+        view = agent.wait_view(name, "it is refused", {"state": "failed"})
+        assert view["reason"] == "spawn_failed", view["detail"]
+        assert (view["launches"], crashes(view)) == (1, {"engine_died": 1})
+        agent.wait_gone(name)
+        limit_processes(agent, "unlimited:")
+        agent.done(name, "start")
+        agent.wait_running(name, launches=2)
+        agent.done(name, "stop")
+        assert agent.pids(name) == []
+
+
+def limit_processes(agent: ManagedAgent, limit: str) -> None:
+    """Sets the soft limit of the agent; nobody else's may be set without more rights."""
+    assert agent.process is not None
+    command = ["prlimit", "--pid", str(agent.process.pid), f"--nproc={limit}"]
+    prefix = AS_NOBODY if os.geteuid() == 0 else ()
+    subprocess.run([*prefix, *command], check=True)
+
+
+@fault
+def a_program_that_is_removed_between_restarts(folder: Path, model: Path) -> None:
     name = "removed"
-    program = tmp_path / "bin" / "vllm"
+    program = folder / "bin" / "vllm"
     program.parent.mkdir()
 
     def install() -> None:
@@ -319,7 +337,7 @@ def test_a_program_that_is_removed_between_restarts(tmp_path: Path, model: Path)
         environ={"PATH": f"{program.parent}:{os.environ['PATH']}"},
         restart={"max_restarts": 50},
     )
-    with ManagedAgent(tmp_path, server) as agent:
+    with ManagedAgent(folder, server) as agent:
         agent.wait_running(name)
         program.unlink()
         agent.kill_part(name)
@@ -334,7 +352,8 @@ def test_a_program_that_is_removed_between_restarts(tmp_path: Path, model: Path)
         assert crashes(view) == {"engine_died": 1}
 
 
-def test_a_port_that_another_process_has(tmp_path: Path, model: Path) -> None:
+@fault
+def a_port_that_another_process_has(folder: Path, model: Path) -> None:
     name = "taken"
     server = Managed(name=name, model=model, restart={"max_restarts": 50})
     listen = (
@@ -346,20 +365,21 @@ def test_a_port_that_another_process_has(tmp_path: Path, model: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    with holder, ManagedAgent(tmp_path, server) as agent:
+    with holder, ManagedAgent(folder, server) as agent:
         view = agent.wait_view(name, "it is refused", {"reason": "port_in_use"})
         assert (view["state"], view["launches"]) == ("failed", 0)
-        assert str(holder.pid) in view["detail"]
+        assert str(holder.pid) in view["advice"]
         assert holder.poll() is None
         holder.kill()
         holder.wait()
         agent.wait_running(name, launches=1)
 
 
-def test_two_agents_on_one_state_directory(tmp_path: Path, model: Path) -> None:
+@fault
+def two_agents_on_one_state_directory(folder: Path, model: Path) -> None:
     name = "contested"
     server = Managed(name=name, model=model)
-    with ManagedAgent(tmp_path, server) as agent:
+    with ManagedAgent(folder, server) as agent:
         agent.wait_running(name)
         before = agent.left()
         other = subprocess.run(
@@ -382,13 +402,12 @@ def test_two_agents_on_one_state_directory(tmp_path: Path, model: Path) -> None:
         assert agent.server(name)["launches"] == 1
 
 
-def test_a_stopped_agent_that_is_asked_to_stop_leaves_no_start_behind(
-    tmp_path: Path, model: Path
-) -> None:
+@fault
+def an_agent_that_ends_at_once_leaves_no_start_behind(folder: Path, model: Path) -> None:
     """SIGTERM right after its start, at moments from before the first fork to after it."""
     name = "hurried"
     server = Managed(name=name, model=model, stop_on_exit=True)
-    agent = ManagedAgent(tmp_path, server)
+    agent = ManagedAgent(folder, server)
     try:
         for delay_seconds in (0.3, 0.6, 0.9, 1.2):
             agent.start(wait_ready=False)
@@ -397,6 +416,27 @@ def test_a_stopped_agent_that_is_asked_to_stop_leaves_no_start_behind(
             assert agent.pids(name) == [], delay_seconds
     finally:
         agent.kill_what_is_left()
+
+
+@pytest.fixture(scope="module")
+def faults(
+    tmp_path_factory: pytest.TempPathFactory, model: Path
+) -> Iterator[dict[str, Future[None]]]:
+    """What comes of each; so many at once."""
+    folder = tmp_path_factory.mktemp("faults")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = {}
+        for number, (name, run) in enumerate(FAULTS.items()):
+            # The path of a socket has 107 characters at most.
+            (folder / str(number)).mkdir()
+            futures[name] = pool.submit(run, folder / str(number), model)
+        yield futures
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault(name: str, faults: dict[str, Future[None]]) -> None:
+    faults[name].result()
 
 
 @pytest.mark.soak

@@ -13,8 +13,17 @@ from tests.host.certificates import Authority, make_authority
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What they test reads files and threads: the loop only runs it.
-ON_ONE_LOOP = ("host/gpu/", "host/load/", "host/test_journal.py", "host/test_launch_log.py")
+# What they test reads files and threads, or puts together what is tested on both loops itself
+# (pidfds, connections, probes): the loop only runs it.
+ON_ONE_LOOP = (
+    "host/gpu/",
+    "host/load/",
+    "host/test_discovery.py",
+    "host/test_journal.py",
+    "host/test_launch_log.py",
+    "host/test_local_launch.py",
+    "host/test_local_server.py",
+)
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item):

@@ -16,7 +16,7 @@ from tests.host.gpu.scene import DEADLINE_SECONDS, GIB, ToyReader, gpu, xid
 from vllm_agent.config.choices import GpuUse
 from vllm_agent.demo.launch import StandIn, kill_all
 from vllm_agent.host.gpu import collector as module
-from vllm_agent.host.gpu.collector import AGAIN_SECONDS, MIN_PAUSE_SECONDS, GpuCollector
+from vllm_agent.host.gpu.collector import AGAIN_SECONDS, GpuCollector
 from vllm_agent.host.gpu.faults import AFTERMATH_XIDS, FAULT_SECONDS, HELD_SECONDS, LOG_SECONDS
 from vllm_agent.host.gpu.reader import DriverError, NoDriverError
 from vllm_agent.host.gpu.seen import GpusSeen
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from vllm_agent.snapshot import ServerSnapshot
 
 LONG_SECONDS = 600.0
+PAUSE_SECONDS = 0.02
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    """A tenth of the pause between two looks: each test here waits for some."""
+    monkeypatch.setattr(module, "MIN_PAUSE_SECONDS", PAUSE_SECONDS)
 
 
 class Scene:
@@ -143,7 +150,7 @@ async def test_many_who_ask_share_a_look_and_looks_keep_a_distance():
         await asyncio.gather(*(played.look() for _ in range(50)))
         assert reader.calls.count("read") == 3
         assert not played.collector._waiting
-        assert loop.time() - began >= MIN_PAUSE_SECONDS
+        assert loop.time() - began >= PAUSE_SECONDS
 
 
 async def test_the_pids_of_the_servers_are_handed_to_drivers_that_list_none():
@@ -383,7 +390,7 @@ async def test_a_fault_that_goes_on_explains_ends_and_began_before_another():
 
 
 async def test_a_look_that_somebody_asked_for_is_repeated_soon(monkeypatch):
-    monkeypatch.setattr(module, "AGAIN_SECONDS", MIN_PAUSE_SECONDS)
+    monkeypatch.setattr(module, "AGAIN_SECONDS", PAUSE_SECONDS)
     reader = ToyReader((gpu("0"),))
     async with scene(reader) as played:
         played.collector.look_soon()

@@ -12,6 +12,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Self
 
+from vllm_agent.host.launching.launch_cgroup import ROOT
 from vllm_agent.host.launching.plan import MARKER
 from vllm_agent.host.launching.remains import Mark, Remains
 from vllm_agent.host.proc import Proc, read_small
@@ -154,3 +155,11 @@ async def eventually(is_true: Callable[[], object]) -> None:
     async with asyncio.timeout(WAIT_SECONDS):
         while not is_true():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.002)
+
+
+def is_writable(proc: Proc) -> bool:
+    """Whether cgroups can be made below that of the test."""
+    lines = (proc.cgroup(os.getpid()) or "").splitlines()
+    path = next((line[3:] for line in lines if line.startswith("0::")), None)
+    mounts = [m for m in (ROOT, ROOT / "unified") if (m / "cgroup.controllers").exists()]
+    return bool(path and mounts) and os.access(f"{mounts[0]}{path}", os.W_OK)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.host.fake_host import FakeHost
-from tests.host.launching.end_scene import WAIT_SECONDS, Scene, told_pid, until, wait_ended
+from tests.host.launching.end_scene import (
+    WAIT_SECONDS,
+    Scene,
+    is_writable,
+    told_pid,
+    until,
+    wait_ended,
+)
 from vllm_agent.host.launching.killing import kill_all
-from vllm_agent.host.launching.launch_cgroup import ROOT, LaunchCgroup
+from vllm_agent.host.launching.launch_cgroup import LaunchCgroup
 from vllm_agent.host.launching.remains import Remains
 from vllm_agent.observations import ProcessId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # It waits to be put into the group, and then leaves all else that tells whose it is.
 HIDING = """
@@ -36,19 +44,26 @@ def scene() -> Iterator[Scene]:
 # The kernel's.
 
 
-async def test_a_daemon_that_nothing_else_tells_is_ended_with_its_group(scene):
+@pytest.mark.parametrize("is_killed_by_group", [False, True], ids=["one by one", "at once"])
+async def test_a_daemon_that_nothing_else_tells_is_ended_with_its_group(
+    scene, monkeypatch, is_killed_by_group
+):
     main = scene.start(HIDING)
     process = scene.identify(main.pid)
     assert LaunchCgroup.found(scene.proc, process) is None
     group = LaunchCgroup.made(scene.proc, process)
     if group is None:
-        assert not is_writable(scene)
+        assert not is_writable(scene.proc)
         return
     main.stdin.write("go\n")
     main.stdin.flush()
     daemon = ({told_pid(main), told_pid(main)} - {main.pid}).pop()
     main.wait(WAIT_SECONDS)
     assert daemon in group.pids()
+    if is_killed_by_group:
+        monkeypatch.setattr(signal, "pidfd_send_signal", lambda *_: None)
+    else:
+        monkeypatch.setattr(LaunchCgroup, "kill", lambda _: None)
     found = LaunchCgroup.found(scene.proc, process)
     remains = Remains(
         scene.proc, process, scene.mark, count_dropped=scene.dropped.append, cgroup=found
@@ -64,7 +79,7 @@ def test_the_kernel_ends_a_group_at_once_and_one_in_use_stays(scene):
     process = scene.identify(main.pid)
     group = LaunchCgroup.made(scene.proc, process)
     if group is None:
-        assert not is_writable(scene)
+        assert not is_writable(scene.proc)
         return
     main.stdin.write("go\n")
     main.stdin.flush()
@@ -72,20 +87,14 @@ def test_the_kernel_ends_a_group_at_once_and_one_in_use_stays(scene):
     assert group.pids() == {main.pid, child}
     group.remove()
     assert group.pids() == {main.pid, child}
+    # A server may make groups below its own.
+    (Path(group._path) / "of a server").mkdir()
     group.kill()
     wait_ended(main.pid)
     main.wait(WAIT_SECONDS)
     until(lambda: not scene.alive())
     group.remove()
     assert LaunchCgroup.found(scene.proc, process) is None
-
-
-def is_writable(scene: Scene) -> bool:
-    """Whether groups can be made below that of the test."""
-    text = scene.proc.cgroup(os.getpid()) or ""
-    path = next((line[3:] for line in text.splitlines() if line.startswith("0::")), None)
-    mounts = [m for m in (ROOT, ROOT / "unified") if (m / "cgroup.controllers").exists()]
-    return bool(path and mounts) and os.access(f"{mounts[0]}{path}", os.W_OK)
 
 
 # Made-up ones.
@@ -144,6 +153,7 @@ def test_the_group_is_below_that_of_the_agent(host, root, mount, text, place):
 def test_without_a_place_there_is_no_group(host, root, text):
     root.mkdir()
     (root / "cgroup.controllers").touch()
+    (root.parent / "elsewhere" / "vllm-agent-launch-77-5000").mkdir(parents=True)
     set_cgroup(host, text)
     assert LaunchCgroup.made(host.proc, PROCESS, root) is None
     assert LaunchCgroup.found(host.proc, PROCESS, root) is None

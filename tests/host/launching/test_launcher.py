@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.expose.snapshots import NOW, local_server
-from tests.host.launching.end_scene import SLEEP, WAIT_SECONDS, Scene, eventually, wait_ended
+from tests.host.launching.end_scene import (
+    SLEEP,
+    WAIT_SECONDS,
+    Scene,
+    eventually,
+    is_writable,
+    wait_ended,
+)
 from tests.host.launching.plans import own_name
 from vllm_agent.config.model import ServerConfig
 from vllm_agent.host.clock import now
@@ -54,6 +61,7 @@ time.sleep(600)
 WRAPPER = f"""#!/bin/sh
 {SLEEP} & wait
 """
+find_group = LaunchCgroup.found
 DAEMON = '(setsid sh -c "$SAY" > /dev/null &)'
 
 
@@ -178,7 +186,7 @@ def make(scene: Scene, tmp_path: Path) -> Iterator[Callable[..., Agent]]:
         # Its launcher may have reaped it.
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, process.pid, os.WEXITED)
-        group = LaunchCgroup.found(scene.proc, process)
+        group = find_group(scene.proc, process)
         if group is not None:
             group.remove()
 
@@ -230,7 +238,8 @@ async def test_the_model_that_was_chosen_is_started(agent):
     assert agent.launches[0].command.model == "other/model"
 
 
-async def test_a_start_that_is_cancelled_before_it_began_comes_to_nothing(agent):
+async def test_a_start_that_is_cancelled_before_it_began_comes_to_nothing(agent, monkeypatch):
+    monkeypatch.setattr(starting, "preflight", lambda *_: asyncio.Event().wait())
     agent.launcher.start(1, None, agent.tell)
     agent.launcher.cancel()
     assert await agent.answer() == StartRefused(1, None)
@@ -343,6 +352,7 @@ async def test_what_cannot_be_ended_before_a_start_refuses_it(agent, monkeypatch
     agent.scene.start(f"exec {SLEEP}", mark=Mark.of("llama", agent.state_dir))
     refused = await agent.refusal()
     assert refused.reason is Reason.SPAWN_FAILED
+    assert "earlier launch" in refused.detail
     assert not agent.launches
 
 
@@ -525,10 +535,31 @@ async def test_a_signal_that_may_not_be_sent_is_logged(agent, monkeypatch, caplo
 async def test_everything_of_a_launch_is_ended_and_then_told(make):
     agent = make(env={"SCRIPT": f'{DAEMON}; sh -c "$SAY" > /dev/null &'})
     sighting = await agent.launch()
+    has_group = LaunchCgroup.found(agent.scene.proc, sighting.process) is not None
+    assert has_group is is_writable(agent.scene.proc)
     await agent.clear(sighting.process)
     assert not agent.scene.alive()
+    assert LaunchCgroup.found(agent.scene.proc, sighting.process) is None
     # Once more is not wrong.
     await agent.clear(sighting.process)
+
+
+@pytest.mark.parametrize("is_adopted", [False, True], ids=["started", "found"])
+async def test_what_a_crash_left_in_the_session_is_ended_though_it_has_no_mark(
+    make, monkeypatch, is_adopted
+):
+    monkeypatch.setattr("vllm_agent.host.launching.spawn.ZOMBIE_SECONDS", 0.0)
+    monkeypatch.setattr(LaunchCgroup, "found", lambda *_: None)
+    unmarked = 'env -i PATH="$PATH" "$TOKEN" sh -c "$SAY" > /dev/null &'
+    agent = make(env={"SCRIPT": unmarked})
+    process = (await agent.launch()).process
+    if is_adopted:
+        await agent.replaced().find(process)
+    os.kill(process.pid, signal.SIGKILL)
+    await eventually(lambda: not agent.scene.proc.is_same(process))
+    assert len(agent.scene.alive()) == 1
+    await agent.clear(process)
+    assert not agent.scene.alive()
 
 
 async def test_the_newest_who_asks_is_told_once(agent):

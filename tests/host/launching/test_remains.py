@@ -241,6 +241,16 @@ async def test_what_came_into_the_session_after_the_main_process_was_gone_needs_
     remains.close()
 
 
+async def test_what_started_the_agent_is_never_left_of_a_launch(host):
+    remains = remains_of(host)
+    host.add(os.getpid(), 20, session=AGENT_SESSION, start=1003)
+    host.add(20, MAIN, session=MAIN, start=1001)
+    host.add(21, MAIN, session=MAIN, start=1001)
+    host.add(22, os.getpid(), session=22, start=1004)
+    assert await left(remains) == [21]
+    remains.close()
+
+
 async def test_a_child_older_than_its_parent_is_not_its_child(host):
     remains = remains_of(host)
     host.add(20, MAIN, session=20, start=999)
