@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps demo test test-standin check format docs bench test-vllm test-vllm-all test-gpu clean
+.PHONY: help setup deps demo test test-agent test-parts test-standin check format docs bench test-vllm test-vllm-all test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,15 @@ deps: ## Debian packages that the full tests use (root; starts no service)
 demo: setup ## stand-in vLLM servers that load, crash and come back, watched live
 	$(BIN)/vllm-agent demo
 
+# The first half waits, most of the time, for what servers do: both take half as long at once.
 test: setup ## the tests (needs neither a GPU nor a network)
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target test-agent test-parts
+
+test-agent: setup ## of the tests those of the agent and its servers as processes
+	$(BIN)/python -m pytest tests/e2e
+
+test-parts: setup ## of the tests all others
+	$(BIN)/python -m pytest --ignore=tests/e2e
 
 test-standin: setup ## the stand-in vLLM against what was recorded of the real one
 	$(BIN)/python -m pytest tests/standin

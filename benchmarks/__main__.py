@@ -25,7 +25,7 @@ def main() -> int:
     """Measures what is asked for, prints the table; returns the exit status."""
     names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under 90 s, fewer samples")
+    parser.add_argument("--quick", action="store_true", help="under 4 min, fewer samples")
     parser.add_argument("--row", action="append", choices=names, help="only this row; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the numbers")
     options = parser.parse_args()

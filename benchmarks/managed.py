@@ -18,6 +18,7 @@ from benchmarks.result import Result
 from benchmarks.rows import ENSURE_HEALTHY, MANAGED_RESTART
 from benchmarks.scraper import exchange
 from benchmarks.session import PROBE_SECONDS
+from benchmarks.statistic import median
 
 if TYPE_CHECKING:
     from benchmarks.session import Session
@@ -83,6 +84,7 @@ def measure_restart(session: Session) -> list[Result]:
     folder = session.folder / "managed-restart"
     ports = [free_port() for _ in range(SERVERS)]
     beyond: list[float] = []
+    stills: list[float] = []
     with none_left(folder):
         config = managed_config(folder, ports, "1s", RESTARTS)
         with started_agent(folder, config) as it:
@@ -92,17 +94,22 @@ def measure_restart(session: Session) -> list[Result]:
                 time.sleep(2 * WINDOW_SECONDS)
                 for port in ports:
                     time.sleep(spread(len(beyond)) * WINDOW_SECONDS)
-                    beyond.append(_seconds_to_next(mains, port) - DELAY_SECONDS)
+                    seconds, still_seconds = _seconds_to_next(mains, port)
+                    beyond.append(seconds - DELAY_SECONDS)
+                    stills.append(still_seconds)
     note = (
         f"{len(beyond)} deaths by SIGKILL of a main process, one at a time, of {SERVERS} servers "
         f"with a delay of {DELAY_SECONDS:g} s; from the end of the process, as the kernel tells "
         f"it, to the exec of the next one, looked for every {LOOK_SECONDS * 1000:g} ms. The end is "
-        "judged, and what is left of the launch killed, within the delay"
+        "judged, and what is left of the launch killed, within the delay. Meanwhile this program, "
+        f"which has nothing else to do, stood still for {1000 * max(stills):.0f} ms at most, "
+        f"median {1000 * median(stills):.0f} ms: what the machine did to both"
     )
     return [Result(MANAGED_RESTART, tuple(1000 * s for s in beyond), notes=(note,))]
 
 
-def _seconds_to_next(mains: Mains, port: int) -> float:
+def _seconds_to_next(mains: Mains, port: int) -> tuple[float, float]:
+    """From the end of a main process to the next one, and the longest time between two looks."""
     killed = mains.find(port)
     if killed is None:
         raise NotMeasurableError("a server that runs has no main process")
@@ -112,12 +119,15 @@ def _seconds_to_next(mains: Mains, port: int) -> float:
         select.select([pidfd], [], [], UNSEEN_SECONDS)
     finally:
         os.close(pidfd)
-    died = time.perf_counter()
+    died = looked = time.perf_counter()
+    still_seconds = 0.0
     while mains.find(port) in {None, killed}:
-        if time.perf_counter() - died > UNSEEN_SECONDS:
+        if looked - died > UNSEEN_SECONDS:
             raise NotMeasurableError(f"a server was not started again in {UNSEEN_SECONDS:g} s")
         time.sleep(LOOK_SECONDS)
-    return time.perf_counter() - died
+        now = time.perf_counter()
+        looked, still_seconds = now, max(still_seconds, now - looked)
+    return time.perf_counter() - died, still_seconds
 
 
 class Mains:

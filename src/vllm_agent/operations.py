@@ -10,6 +10,7 @@ from vllm_agent.config.apart import NoConfigError
 from vllm_agent.config.problem import ConfigError
 from vllm_agent.config.reload import load_afresh
 from vllm_agent.expose.operations import CannotReloadError, NotManagedError
+from vllm_agent.lifecycle.operations import Answer, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from vllm_agent.config.model import Config
     from vllm_agent.lifecycle.management import Wish
-    from vllm_agent.lifecycle.operations import Answer
     from vllm_agent.observations import Instant
     from vllm_agent.publication import Publication
     from vllm_agent.roster import Roster
@@ -39,6 +39,10 @@ class RosterOperations:
             mode = runner.snapshot.mode
             text = f"{server!r} is {mode}: whoever starts it also stops it, the agent only watches"
             raise NotManagedError(text)
+        refusal = None if model is None else await self._roster.why_not(server, model)
+        if refusal is not None:
+            text = f"{refusal.detail}; nothing was stopped or started for it"
+            return Answer(Outcome.FAILED, text, refusal.reason)
         return await runner.ask(wish, model)
 
     async def ensure_healthy(self, server: str, timeout_seconds: float) -> Answer:

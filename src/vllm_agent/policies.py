@@ -62,7 +62,7 @@ def _how_started(server: ServerConfig) -> tuple[object, ...]:
         (server.model, server.url, server.api_key_file),
         (managed.command, managed.args, managed.env, managed.user, managed.served_model_name),
         (managed.tensor_parallel_size, managed.pipeline_parallel_size),
-        managed.gpu_memory_utilization,
+        (managed.gpu_memory_utilization, managed.airgapped),
     )
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_agent.config.model import Config, ServerConfig
+    from vllm_agent.host.launching.refusal import Refusal
     from vllm_agent.host.local_host import LocalHost
     from vllm_agent.host.proc import ProcessStat
     from vllm_agent.lifecycle.server_life import Memory, Policy
@@ -118,7 +119,9 @@ class Roster:
             was, memory = before.get(server.name), await self._store.recall(server.name)
             is_up = memory is not None and memory.is_goal_up
             if was is not None and is_up and is_other_launch(was, server):
-                self._entries[server.name].runner.tell(Asked(Wish.RESTART, server.model))
+                # A model that an operator chose stays, unless the file names another one.
+                model = server.model if server.model != was.model else None
+                self._entries[server.name].runner.tell(Asked(Wish.RESTART, model))
 
     def is_configured(self, sighting: Sighting) -> bool:
         """Whether a configured server means this process."""
@@ -155,13 +158,19 @@ class Roster:
             left = [stat for stat in strays if is_left_by(entry.remembered, stat)]
             if left and entry.remembered is not None:
                 entry.local.adopt_orphans(entry.remembered, left, entry.runner.tell)
-            if not entry.is_seen:
+            # Of a managed one its runner finds out, and tells itself.
+            if not entry.is_seen and entry.launcher is None:
                 entry.runner.tell(ProcessMissing())
 
     async def wait_first_looks(self) -> None:
         """Waits until every server that is there now was looked at once."""
         for runner in self.runners:
             await runner.first_look_done.wait()
+
+    async def why_not(self, server: str, model: str) -> Refusal | None:
+        """Why a managed server would not serve a model. Raises KeyError if there is no server."""
+        launcher = self._entries[server].launcher
+        return None if launcher is None else await launcher.why_not(model)
 
     def runner(self, server: str) -> ServerRunner:
         """The owner of a server. Raises KeyError if there is none."""

@@ -43,6 +43,10 @@ class RunnerLog:
             self._tell(logging.INFO, text)
         self._tell_management(before, life)
 
+    def adopted(self) -> None:
+        """Tells that a launch goes on which this agent did not start."""
+        self._tell(logging.INFO, "goes on with the launch of the agent before")
+
     def noted_dry_run(self, what: str) -> None:
         """Tells what was not done."""
         self._tell(logging.WARNING, "restart.dry_run: nothing is done", would=what)

@@ -230,7 +230,9 @@ class ServerRunner:
         if self._launcher is not None:
             is_ours = memory is not None and memory.is_goal_up is not None
             known = memory.process if memory is not None and is_ours else None
-            if not await self._launcher.adopt(known):
+            if await self._launcher.adopt(known):
+                self._log.adopted()
+            else:
                 self.tell(ProcessMissing())
         elif self._snapshot.sighting is not None:
             # Begun again after a fault: what was followed then is followed no more.

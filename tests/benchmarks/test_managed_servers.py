@@ -49,8 +49,8 @@ def test_an_agent_is_told_to_start_these_servers_and_watches_no_others(tmp_path)
 
 def test_what_writes_to_the_log_of_a_launch_is_ended_even_after_a_failure(tmp_path):
     with writing_to(log_of(tmp_path)) as launched, writing_to(tmp_path / "another.log") as other:
+        assert launched_pids(tmp_path) == [launched.pid]
         with pytest.raises(KeyboardInterrupt), none_left(tmp_path):
-            assert launched_pids(tmp_path) == [launched.pid]
             raise KeyboardInterrupt
         assert launched_pids(tmp_path) == []
         assert launched.wait() < 0

@@ -24,14 +24,17 @@ DEADLINE_SECONDS = 20.0
 
 
 def wait_until(
-    is_so: Callable[[], bool], what: str, timeout_seconds: float = DEADLINE_SECONDS
+    is_so: Callable[[], bool],
+    what: str,
+    timeout_seconds: float = DEADLINE_SECONDS,
+    look_seconds: float = LOOK_SECONDS,
 ) -> None:
     """Looks until `is_so`, since what other processes do sends no event here."""
     deadline = time.monotonic() + timeout_seconds
     while not is_so():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_seconds:g} s: {what}")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(look_seconds)
 
 
 class AgentProcess:
@@ -86,8 +89,10 @@ class AgentProcess:
     def start(self, *, wait_ready: bool = True) -> None:
         """Starts the process, and waits for /-/ready."""
         with self.log_path.open("ab") as log:
+            # Linux divides the processor among sessions first (sched(7), autogroup): in that of the
+            # tests it would starve beside a vLLM that is busy.
             self.process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=self._environ
+                self._command, stdout=log, stderr=log, env=self._environ, start_new_session=True
             )
         if wait_ready:
             wait_until(self.is_ready, f"the agent is ready; its log says: {self.log()}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.e2e.agent_process import DEADLINE_SECONDS, LOOK_SECONDS, AgentProcess, wait_until
+from tests.e2e.agent_process import LOOK_SECONDS, AgentProcess, wait_until
 from vllm_agent.demo.launch import free_port, kill_all, title
 from vllm_agent.demo.server import LIFETIME_VARIABLE
 
@@ -41,6 +41,12 @@ STAND_IN_ENVIRON = {LIFETIME_VARIABLE: str(LIFETIME_SECONDS)}
 
 REQUEST_SECONDS = 60.0
 """An answer tells what came of a request, which may be a start."""
+
+PATIENCE_SECONDS = 60.0
+"""For hangs only: twenty servers that start at once on two cores are slow."""
+
+VIEW_SECONDS = 0.05
+"""How often a view is asked for: many at once would leave no time for what is looked at."""
 
 _LOG_NAME = re.compile(r"/logs/[^/]+/[^/]*-([0-9a-f]+)\.log")
 _OUTPUTS = (1, 2)
@@ -170,9 +176,16 @@ class ManagedAgent(AgentProcess):
                 target = os.readlink(f"/proc/{pid}/fd/{output}")  # noqa: PTH115 - may be no path
                 if target.startswith(logs):
                     return target.removeprefix(logs).partition("/")[0]
-        marker = _marker(pid)
-        name = None if marker is None else marker.partition("/")[0]
-        return name if name in self.entries else None
+        name, _, launch = (_marker(pid) or "").partition("/")
+        # Another agent on this host may have a server of the same name.
+        return name if name in self.entries and launch.endswith(f"@{self._owner()}") else None
+
+    def _owner(self) -> str:
+        try:
+            status = self.state_dir.stat()
+        except FileNotFoundError:
+            return ""
+        return f"{status.st_dev:x}:{status.st_ino:x}"
 
     # What the agent says and is asked.
 
@@ -204,7 +217,7 @@ class ManagedAgent(AgentProcess):
         name: str,
         what: str,
         expected: Mapping[str, Any],
-        timeout_seconds: float = DEADLINE_SECONDS,
+        timeout_seconds: float = PATIENCE_SECONDS,
     ) -> dict[str, Any]:
         """Waits until these fields of the server's view, with dots between, have these values."""
         view: dict[str, Any] = {}
@@ -215,14 +228,14 @@ class ManagedAgent(AgentProcess):
             return all(_at(view, key) == value for key, value in expected.items())
 
         try:
-            wait_until(is_so, what, timeout_seconds)
+            wait_until(is_so, what, timeout_seconds, VIEW_SECONDS)
         except AssertionError as error:
             told = {key: _at(view, key) for key in (*expected, "state", "reason", "detail")}
             raise AssertionError(f"{name}: {error}: {told}\n{self.log()[-3000:]}") from None
         return view
 
     def wait_running(
-        self, name: str, launches: int | None = None, timeout_seconds: float = DEADLINE_SECONDS
+        self, name: str, launches: int | None = None, timeout_seconds: float = PATIENCE_SECONDS
     ) -> dict[str, Any]:
         """Waits until the server runs, in that launch."""
         expected: dict[str, Any] = {"state": "running"}
@@ -235,6 +248,8 @@ class ManagedAgent(AgentProcess):
         wait_until(
             lambda: not self.pids(name),
             f"nothing of {name} is left: {[title(pid) for pid in self.pids(name)]}",
+            timeout_seconds=PATIENCE_SECONDS,
+            look_seconds=VIEW_SECONDS,
         )
 
     def main_pid(self, name: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import shlex
 import shutil
@@ -248,9 +249,9 @@ def a_disk_without_room_for_its_log(folder: Path, model: Path) -> None:
         fill(logs)
         # It serves on, and its end is judged without a log, too.
         assert complete(agent.entries[name].port, str(model))
-        agent.kill_part(name)
+        os.kill(agent.main_pid(name), signal.SIGKILL)
         view = agent.wait_view(name, "it is refused", {"reason": "disk_full"})
-        assert crashes(view) == {"engine_died": 1}
+        assert crashes(view) == {"signal": 1}
         assert agent.pids(name) == []
         mount(logs, f"remount,size={ROOMY}")
         agent.done(name, "start")
@@ -272,8 +273,10 @@ def disk(folder: Path) -> Iterator[None]:
 
 def fill(folder: Path) -> None:
     """Takes what is left of the disk, which is made small before."""
+    filler = folder / "filler"
+    filler.unlink(missing_ok=True)
     mount(folder, f"remount,size={FULL}")
-    with contextlib.suppress(OSError), (folder / "filler").open("ab", buffering=0) as file:
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(b"x" * 4096):
             pass
 
@@ -297,23 +300,24 @@ def a_fork_that_fails(folder: Path, model: Path) -> None:
         server = replace(server, user=None, command=("/usr/bin/env", *server.command))
     with ManagedAgent(folder, server, prefix=AS_NOBODY if is_root else ()) as agent:
         agent.wait_running(name)
-        limit_processes(agent, "1:")
-        agent.kill_part(name)
-        view = agent.wait_view(name, "it is refused", {"state": "failed"})
-        assert view["reason"] == "spawn_failed", view["detail"]
-        assert (view["launches"], crashes(view)) == (1, {"engine_died": 1})
-        agent.wait_gone(name)
-        limit_processes(agent, "unlimited:")
-        agent.done(name, "start")
-        agent.wait_running(name, launches=2)
+        before = agent.pids(name)
+        limit_processes(agent, 1)
+        os.kill(agent.main_pid(name), signal.SIGKILL)
+        view = agent.wait_view(name, "it is crashed", {"state": "crashed"})
+        assert (view["launches"], crashes(view)) == (1, {"signal": 1})
+        # Neither a thread nor a process can be started: what is left is cleared when one can.
+        limit_processes(agent, resource.getrlimit(resource.RLIMIT_NPROC)[0])
+        view = agent.wait_running(name, launches=2)
+        assert not {*before} & {*agent.pids(name)}
+        assert crashes(view) == {"signal": 1}
         agent.done(name, "stop")
         assert agent.pids(name) == []
 
 
-def limit_processes(agent: ManagedAgent, limit: str) -> None:
+def limit_processes(agent: ManagedAgent, limit: int) -> None:
     """Sets the soft limit of the agent; nobody else's may be set without more rights."""
     assert agent.process is not None
-    command = ["prlimit", "--pid", str(agent.process.pid), f"--nproc={limit}"]
+    command = ["prlimit", "--pid", str(agent.process.pid), f"--nproc={limit}:"]
     prefix = AS_NOBODY if os.geteuid() == 0 else ()
     subprocess.run([*prefix, *command], check=True)
 

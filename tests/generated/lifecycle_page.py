@@ -54,8 +54,6 @@ _ONLY_MANAGED: Final = frozenset(
 )
 _BY_URL: Final = _ONLY_BY_URL | {Trigger.PASSED, Trigger.FAILING, Trigger.FAILED}
 _BY_PROCESS: Final = frozenset(Trigger) - _ONLY_BY_URL - _ONLY_MANAGED
-# How the agent comes to start it, and what comes of a start and of a stop.
-_BY_AGENT: Final = _ONLY_MANAGED | {Trigger.APPEARED, Trigger.PASSED, Trigger.ENDED_STOPPED}
 
 
 def _codes(words: Iterable[str]) -> str:
@@ -121,7 +119,9 @@ start it again. One that lives and does not work is stopped and started again
 (`restart.on_unhealthy`): when it answers with errors or the engine is dead, when its load has
 stalled, once when it lacks its model, and when checks time out only after
 {QUIET_ENGINE_SECONDS:.0f} s without any progress of the engine. After the SIGTERM or SIGINT of
-somebody else it is wanted down. `gave_up` lasts until an operator starts it."""
+somebody else it is wanted down. `gave_up` lasts until an operator starts it.
+
+These moves come on top of those of the section before."""
 
 _RESTARTS_TEXT: Final = f"""\
 By URL a restart is a `process_start_time_seconds` more than {SAME_START_SECONDS:.0f} s newer
@@ -184,7 +184,7 @@ def render() -> str:
         _diagram(_BY_PROCESS),
         "## A server that the agent starts",
         _BY_AGENT_TEXT,
-        _diagram(_BY_AGENT, Phase.ABSENT),
+        _diagram(_BY_PROCESS | _ONLY_MANAGED, known=_BY_PROCESS),
         "## Restarts",
         _RESTARTS_TEXT,
         "## How an end is judged",
@@ -205,24 +205,38 @@ def render() -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _diagram(triggers: frozenset[Trigger], first: Phase = Phase.UNOBSERVED) -> str:
-    """The cells of the table that move a server which only ever meets `triggers`."""
-    phases = _reachable(triggers, first)
+def _diagram(triggers: frozenset[Trigger], known: frozenset[Trigger] = frozenset()) -> str:
+    """The cells of the table that move a server which only ever meets `triggers`.
+
+    Those of one that only ever meets `known` are left out.
+    """
+    moves = _moves(triggers)
+    for move in _moves(known) if known else ():
+        moves.pop(move, None)
     labels: dict[tuple[Phase, Phase], list[Trigger]] = {}
-    for (phase, trigger), target in TRANSITIONS.items():
-        if target is not phase and phase in phases and trigger in triggers:
-            labels.setdefault((phase, target), []).append(trigger)
+    for (phase, trigger), target in moves.items():
+        labels.setdefault((phase, target), []).append(trigger)
+    drawn = {phase for move in labels for phase in move}
     lines = ["stateDiagram-v2"]
-    lines += [f'    state "{p} ({PHASE_STATE[p]})" as {p}' for p in Phase if p in phases]
-    lines.append(f"    [*] --> {first}")
+    lines += [f'    state "{p} ({PHASE_STATE[p]})" as {p}' for p in Phase if p in drawn]
+    lines.append(f"    [*] --> {Phase.UNOBSERVED}")
     lines += [
         f"    {phase} --> {target}: {', '.join(names)}" for (phase, target), names in labels.items()
     ]
     return "\n".join(("```mermaid", *lines, "```"))
 
 
-def _reachable(triggers: Iterable[Trigger], first: Phase) -> set[Phase]:
-    reached = {first}
+def _moves(triggers: frozenset[Trigger]) -> dict[tuple[Phase, Trigger], Phase]:
+    phases = _reachable(triggers)
+    return {
+        (phase, trigger): target
+        for (phase, trigger), target in TRANSITIONS.items()
+        if target is not phase and phase in phases and trigger in triggers
+    }
+
+
+def _reachable(triggers: Iterable[Trigger]) -> set[Phase]:
+    reached = {Phase.UNOBSERVED}
     while following := {TRANSITIONS[p, t] for p in reached for t in triggers} - reached:
         reached |= following
     return reached

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lifecycle.managed_scene import MANAGED, ManagedScene
-from tests.lifecycle.sightings import EXITED_1, KILLED, TOLD_TO_STOP
+from tests.lifecycle.sightings import EXITED_1, KILLED, ORDERLY, TOLD_TO_STOP
+from vllm_agent.lifecycle.by_process import DYING_SECONDS, ENGINE_GONE_SECONDS
 from vllm_agent.lifecycle.events import (
     AgentLeaving,
     AskEngine,
@@ -301,6 +302,40 @@ def test_one_that_fails_its_checks_is_stopped_and_restarted_for_a_unit() -> None
     assert told.life.tally.restarts == {Initiator.AGENT: 1}
     assert told.life.budget.remaining == 2
     assert told.crashes == 0
+
+
+def test_one_whose_engine_died_is_given_time_to_end_by_itself_and_crashed_either_way() -> None:
+    told = scene().running()
+    told.engine_dies()
+    told.wait(ENGINE_GONE_SECONDS)
+    told.answer_wrongly(1)
+    assert told.seen() == (ServerState.FAILED, "engine_died")
+    told.effects.clear()
+    told.wait(DYING_SECONDS - 0.5)
+    assert told.taken(Terminate) == []
+    told.wait(0.5)
+    assert told.taken(Terminate)
+    told.end()
+    told.settle(KILLED)
+    told.cleared()
+    assert told.is_now(ServerState.CRASHED)
+    assert told.crashes == 1
+    told.wait(2.0)
+    assert told.taken(StartServer)
+    assert told.life.budget.remaining == 2
+
+
+def test_an_end_in_order_that_nobody_asked_for_is_restarted_for_a_unit() -> None:
+    told = scene().running()
+    told.end()
+    told.settle(ORDERLY)
+    told.cleared()
+    told.effects.clear()
+    told.wait(1.9)
+    assert told.taken(StartServer) == []
+    told.wait(0.1)
+    assert told.taken(StartServer)
+    assert told.life.budget.remaining == 2
 
 
 def test_unhealthy_ones_are_left_alone_where_that_is_configured() -> None:

@@ -18,11 +18,13 @@ from vllm_agent.config.model import Config, ServerConfig
 from vllm_agent.config.problem import ConfigError, Problem
 from vllm_agent.expose.operations import CannotReloadError, NotManagedError
 from vllm_agent.host.launching import launcher as launcher_module
+from vllm_agent.host.launching.refusal import Refusal
 from vllm_agent.lifecycle.ending import EndingEvidence
 from vllm_agent.lifecycle.events import Cleared, EndBegan, EndSettled
 from vllm_agent.lifecycle.management import Wish
 from vllm_agent.lifecycle.operations import Outcome
-from vllm_agent.lifecycle.states import LifecycleMode, ServerState
+from vllm_agent.lifecycle.reasons import Reason
+from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
 from vllm_agent.observations import ProcessId, Sighting, VllmCommand
 from vllm_agent.operations import Reload, RosterOperations
 
@@ -92,6 +94,10 @@ class FakeLauncher:
         assert current is not None
         return current.runner(self.name).tell
 
+    async def why_not(self, model: str) -> Refusal | None:
+        missing = Refusal(Reason.MODEL_NOT_FOUND, f"{model} is not there")
+        return missing if model == "org/missing" else None
+
     def close(self) -> None:
         self.say("close")
 
@@ -123,6 +129,10 @@ async def settle(scene: Scene) -> None:
     global current  # noqa: PLW0603 - the fake launchers find their owner by it
     current = scene.roster
     await asyncio.sleep(5.0)
+
+
+def phase(scene: Scene, name: str) -> Phase:
+    return scene.roster.runner(name).snapshot.life.phase
 
 
 async def applied(scene: Scene, *servers: ServerConfig) -> None:
@@ -179,6 +189,18 @@ def test_another_interval_adopts_what_runs(host: FakeHost) -> None:
             assert host.done == ["close a"]
             assert scene.launches("a") == 1
             assert scene.state("a") is ServerState.STARTING
+
+    run_virtually(main())
+
+
+def test_other_arguments_keep_the_model_that_was_chosen(host: FakeHost) -> None:
+    async def main() -> None:
+        async with watching(managed("a")) as scene:
+            await settle(scene)
+            await scene.roster.runner("a").ask(Wish.RESTART, "org/chosen")
+            host.done.clear()
+            await applied(scene, managed("a", managed=ManagedConfig(airgapped=True)))
+            assert host.done == ["close a", "stop a", "start org/chosen of a"]
 
     run_virtually(main())
 
@@ -254,6 +276,33 @@ def test_processes_of_a_managed_launch_are_no_servers_of_their_own(
     run_virtually(main())
 
 
+def test_the_first_look_says_nothing_of_a_server_whose_launcher_still_looks(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it would say of one that lives is that it is gone, and that would be killed."""
+    found = asyncio.Event()
+    adopt = FakeLauncher.adopt
+
+    async def slowly(self: FakeLauncher, remembered: ProcessId | None) -> bool:
+        await found.wait()
+        return await adopt(self, remembered)
+
+    monkeypatch.setattr(FakeLauncher, "adopt", slowly)
+
+    async def main() -> None:
+        async with watching(managed("a"), monitored("c", port=1)) as scene:
+            await settle(scene)
+            scene.roster.first_look_over()
+            await settle(scene)
+            assert phase(scene, "a") is Phase.UNOBSERVED
+            assert phase(scene, "c") is Phase.ABSENT
+            found.set()
+            await settle(scene)
+            assert host.done == ["start a"]
+
+    run_virtually(main())
+
+
 # Operators.
 
 
@@ -267,6 +316,9 @@ def test_only_a_managed_server_is_started_and_stopped() -> None:
             await settle(scene)
             answer = await operate(scene).ask("a", Wish.STOP, None)
             assert answer.outcome is Outcome.DONE
+            refused = await operate(scene).ask("a", Wish.RESTART, "org/missing")
+            assert (refused.outcome, refused.reason) == (Outcome.FAILED, Reason.MODEL_NOT_FOUND)
+            assert scene.state("a") is ServerState.STOPPED
             with pytest.raises(NotManagedError, match="monitored"):
                 await operate(scene).ask("c", Wish.STOP, None)
             with pytest.raises(KeyError):

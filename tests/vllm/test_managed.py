@@ -101,6 +101,7 @@ def test_it_is_stopped_while_it_loads_and_serves_another_model(tmp_path: Path) -
     other = shutil.copytree(server.model, tmp_path / "other-model")
     missing = tmp_path / "missing-model"
     with ManagedAgent(tmp_path, server) as agent:
+        wait_until(lambda: bool(agent.pids("loads")), "it is started")
         wait_until(
             lambda: any("Resolved architecture" in line for line in agent.told("loads")),
             "it loads",

@@ -79,7 +79,7 @@ class LaunchLog:
         self._proc = proc
         self._count_dropped = count_dropped
         self._is_new = is_new
-        self._log_file = log_file
+        self._log_file = log_file or sighting.log_file
         self._followed = FollowedFiles() if followed is None else followed
         self._is_shared = False
         self._is_gone = False
@@ -219,7 +219,8 @@ class LaunchLog:
                 self._log_file,
                 self._count_dropped,
                 is_new=self._is_new,
-                was_missing=was_missing,
+                # There is nothing in it that is not of this launch.
+                was_missing=was_missing or self._log_file == self._sighting.log_file,
             )
 
         if before is not None:

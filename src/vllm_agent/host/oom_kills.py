@@ -6,7 +6,7 @@ import contextlib
 import glob
 import itertools
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.proc import read_small
@@ -14,6 +14,9 @@ from vllm_agent.observations import Sight, SightKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+LAUNCH_PREFIX: Final = "vllm-agent-launch"
+"""How the name of a group begins that the agent makes for a launch of its own."""
 
 MAX_LEVELS_BETWEEN: Final = 3
 """How far below the root the cgroup may lie that an agent in a container shares with a process: a
@@ -71,6 +74,9 @@ def _find(cgroup_text: str, root: Path) -> str | None:
             unified = path
     if unified is None:
         return None
+    if PurePosixPath(unified).name.startswith(LAUNCH_PREFIX):
+        # The group that the agent made for a launch has no controllers: the one around it counts.
+        unified = str(PurePosixPath(unified).parent)
     return _file(root, unified, "memory.events") or _file(
         root / "unified", unified, "memory.events"
     )

@@ -45,6 +45,10 @@ ENGINE_GONE_SECONDS: Final = 1.0
 """A server that answers 503 this long after an EngineCore ended is failed without more looks: a
 stop closes its listener 0.6 s after its engine's end at most (measured on vLLM 0.32)."""
 
+DYING_SECONDS: Final = 15.0
+"""After an EngineCore ended the server ends within 7 s (measured on vLLM 0.32), or stays
+(`VLLM_KEEP_ALIVE_ON_ENGINE_DEATH`, elastic scaling)."""
+
 _LEAVING: Final = frozenset({Phase.ENDING, Phase.OVERDUE})
 _UP: Final = frozenset({Phase.READY, Phase.UNREADY})
 

@@ -13,7 +13,6 @@ from vllm_agent.lifecycle.guarded import Guarded
 from vllm_agent.lifecycle.management import Replacement, StopOutcome, Trouble, Wish
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.restart_budget import RestartBudget
-from vllm_agent.lifecycle.server_life import ASKED_RULES
 from vllm_agent.lifecycle.states import ALIVE_PHASES, Initiator, Phase, ServerState
 from vllm_agent.lifecycle.transitions import Trigger
 
@@ -29,6 +28,9 @@ IDLE_PHASES: Final = frozenset(
 
 STOPPING_PHASES: Final = frozenset({Phase.TERMINATING, Phase.KILLING, Phase.OVERDUE})
 """Phases in which a launch is on its way out and the agent sees to it."""
+
+OUTSIDE_STOP_RULE: Final = 3
+"""The ending rule that knows of a stop sign. An end in order (rule 6) is nobody's wish."""
 
 _THERE: Final = ALIVE_PHASES - STOPPING_PHASES | {Phase.PREPARING, Phase.UNOBSERVED}
 _KILLING: Final = frozenset({Phase.KILLING, Phase.OVERDUE})
@@ -131,10 +133,17 @@ def settled(life: ServerLife, process: ProcessId, ending: Ending, now: Instant) 
             effects=(*clear, KeepEvidence(ending)),
             ending=ending,
         )
-    if ending.rule in ASKED_RULES:
+    trouble = None
+    if ending.rule == OUTSIDE_STOP_RULE:
         # Somebody else stopped it: as systemd, the agent does not start what was asked to end.
         management = replace(management, is_goal_up=False)
-    life = replace(life, management=replace(management, trouble=None))
+    elif not life.is_in_maintenance:
+        # It looked like a stop, and nobody is known to have asked for one.
+        trouble = _again(
+            management.trouble,
+            Trouble(Reason.UNKNOWN, ending.evidence[0], has_served=life.has_served_now),
+        )
+    life = replace(life, management=replace(management, trouble=trouble))
     return Guarded(life, Trigger.ENDED_STOPPED, effects=clear, ending=ending)
 
 
@@ -201,11 +210,14 @@ def how_stopped(life: ServerLife, now: Instant) -> str:
     if management is None or management.stop is None or life.phase is Phase.PREPARING:
         return ""
     stop, replacement = management.stop, management.replacement
+    trouble = None if replacement is None else replacement.trouble
+    if trouble is not None and trouble.reason is Reason.ENGINE_DIED:
+        # What ended it came before the agent: it is judged by what was seen.
+        return ""
     ended = now if management.gone_since is None else management.gone_since
     seconds = ended.since(stop.since)
     how = f"with SIGKILL after {seconds:.1f} s" if stop.is_forced else f"in {seconds:.1f} s"
-    if replacement is not None and replacement.trouble is not None:
-        trouble = replacement.trouble
+    if trouble is not None:
         return f"the agent stopped it, {how}: {trouble.reason}: {trouble.detail}"
     return f"the agent stopped it, {how}"
 

@@ -100,6 +100,7 @@ class Management:
     def begun(cls, memory: Memory | None) -> Management:
         """What is asked at the start of an agent, by what the agent before it knew."""
         if memory is None or memory.is_goal_up is None:
+            # What is remembered was somebody else's, and may live: it is not cleared away.
             return cls()
         # Its stop was one half of a restart.
         is_replaced = memory.is_goal_up and memory.phase in {Phase.TERMINATING, Phase.KILLING}

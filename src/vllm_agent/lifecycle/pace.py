@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.lifecycle import supervision
+from vllm_agent.lifecycle.by_process import DYING_SECONDS
 from vllm_agent.lifecycle.by_url import CRASH_AFTER_SECONDS
 from vllm_agent.lifecycle.states import Phase
 from vllm_agent.lifecycle.step import ENDING_SECONDS
@@ -28,10 +29,6 @@ return is seen at most a tenth later than it could have been."""
 KNOCK_SECONDS: Final = 0.9
 """A local server that loads is knocked at once a second, the look that follows included, so that
 it is running within a second of serving."""
-
-DYING_SECONDS: Final = 15.0
-"""After an EngineCore ended the server is looked at once a second for this long: it ends within
-7 s, or stays (`VLLM_KEEP_ALIVE_ON_ENGINE_DEATH`, elastic scaling)."""
 
 _LOADING: Final = frozenset({Phase.UNOBSERVED, Phase.UNREACHED, Phase.LOADING, Phase.STALLED})
 

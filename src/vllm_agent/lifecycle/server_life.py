@@ -243,9 +243,6 @@ class ServerLife:
         )
         if memory is None:
             return life
-        if policy.is_managed and memory.is_goal_up is None:
-            # Its last launch was somebody else's, and may live.
-            memory = replace(memory, process=None, phase=Phase.ABSENT)
         return replace(
             life,
             budget=memory.budget.with_limit(policy.max_restarts),

@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vllm_agent.lifecycle.by_process import DYING_SECONDS
 from vllm_agent.lifecycle.events import (
     CancelStart,
     KillAll,
@@ -40,9 +41,10 @@ GRAIN_SECONDS: Final = 0.001
 MAX_DOUBLINGS: Final = 16
 """Enough for the shortest delay to become the longest."""
 
-REPEAT_SECONDS: Final = 5.0
+REPEAT_SECONDS: Final = 7.0
 """SIGTERM is sent again to a server that loads: it swallows those that come before it has loaded
-(seen on vLLM 0.32), and the one that comes first after that is the one that counts."""
+(seen on vLLM 0.32), and the one that comes first after that is the one that counts. Longer than
+the 5 s in which vLLM waits for its EngineCore: another signal then leaves that behind."""
 
 UNKILLABLE_SECONDS: Final = 120.0
 """A server that is still there this long after SIGKILL is failed: its driver holds it."""
@@ -205,6 +207,9 @@ def _patience_seconds(life: ServerLife, management: Management, now: Instant) ->
         # One restart; a server that then still lacks it will lack it again.
         is_known = trouble is not None and trouble.reason is Reason.MODEL_MISSING
         return None if is_known else 0.0
+    if life.reason is Reason.ENGINE_DIED:
+        # vLLM ends by itself when its engine died, and its own end tells more.
+        return max(0.0, DYING_SECONDS - now.since(life.phase_entered))
     if life.reason is not Reason.UNRESPONSIVE:
         return 0.0
     quiet_since = life.phase_entered

@@ -189,7 +189,7 @@ class Sighting:
     `is_user_unit` whether that is one of a user's own systemd. `container_id` is the 64 hex digits
     of a Docker, containerd, CRI-O or Podman container. `url` is where to connect to from here, None
     where that is nowhere (headless, or an address of another network namespace that cannot be
-    told).
+    told). `log_file` is the file that the agent gave it for its output alone.
     """
 
     process: ProcessId
@@ -201,6 +201,7 @@ class Sighting:
     is_user_unit: bool = False
     container_id: str | None = None
     url: str | None = None
+    log_file: str | None = None
 
     @property
     def is_supervised(self) -> bool:

@@ -155,8 +155,8 @@ def test_without_a_place_there_is_no_group(host, root, text):
     (root / "cgroup.controllers").touch()
     (root.parent / "elsewhere" / "vllm-agent-launch-77-5000").mkdir(parents=True)
     set_cgroup(host, text)
-    assert LaunchCgroup.made(host.proc, PROCESS, root) is None
     assert LaunchCgroup.found(host.proc, PROCESS, root) is None
+    assert LaunchCgroup.made(host.proc, PROCESS, root) is None
 
 
 def test_without_version_2_there_is_no_group(host, root):

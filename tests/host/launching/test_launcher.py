@@ -477,6 +477,24 @@ async def test_a_daemon_that_was_left_is_not_taken_for_the_server(agent):
     assert daemon.poll() is None
 
 
+async def test_a_fork_that_the_server_left_is_not_taken_for_it(agent):
+    agent.write(agent.program, VLLM.replace("os.system", "os.fork(); os.system"))
+    process = (await agent.launch()).process
+    await eventually(lambda: len(agent.scene.alive()) == 2)
+    assert (await agent.replaced().find(None)).process == process
+    os.kill(process.pid, signal.SIGKILL)
+    wait_ended(process.pid)
+    assert await agent.replaced().find(None) is None
+    assert len(agent.scene.alive()) == 1
+
+
+async def test_what_is_found_serves_what_its_own_arguments_say(agent):
+    sighting = await agent.launch()
+    agent.server = agent.server.model_copy(update={"model": "new/name"})
+    found = await agent.replaced().find(sighting.process)
+    assert found.command.model == "org/name"
+
+
 @pytest.mark.parametrize("whose", ["server", "agent"])
 async def test_the_launch_of_another_is_not_found(agent, tmp_path, whose):
     if whose == "server":

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from vllm_agent.host.oom_kills import LAUNCH_PREFIX
 from vllm_agent.host.proc import read_small
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ MAX_MEMBERS_BYTES: Final = 1024 * 1024
 
 ROOT: Final = Path("/sys/fs/cgroup")
 """Where version 2 is mounted; below it, in `unified`, where version 1 is too."""
-
-_PREFIX: Final = "vllm-agent-launch"
 
 
 class LaunchCgroup:
@@ -104,4 +103,4 @@ def _place(proc: Proc, agent_pid: int, process: ProcessId, root: Path) -> str | 
     # A path that begins with `..` is outside of what is mounted here.
     if mount is None or path is None or ".." in path.split("/"):
         return None
-    return f"{mount}{path.rstrip('/')}/{_PREFIX}-{process.pid}-{process.start_ticks}"
+    return f"{mount}{path.rstrip('/')}/{LAUNCH_PREFIX}-{process.pid}-{process.start_ticks}"

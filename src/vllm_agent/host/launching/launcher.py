@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_agent.config.model import ServerConfig
+    from vllm_agent.host.launching.refusal import Refusal
     from vllm_agent.host.local_host import LocalHost
     from vllm_agent.lifecycle.events import Event
     from vllm_agent.lifecycle.server_life import Ending
@@ -115,10 +117,12 @@ class ManagedLauncher:
             command=VllmCommand() if plan is None else plan.command,
             url=None if plan is None else plan.url,
         )
-        if sighting is not None:
-            self._seen.add(process)
-            self._keep_log(self._log_of(process))
-        return sighting
+        if sighting is None:
+            return None
+        self._seen.add(process)
+        log_file = self._log_of(process)
+        self._keep_log(log_file)
+        return replace(sighting, log_file=log_file or None)
 
     async def adopt(self, remembered: ProcessId | None) -> bool:
         """Takes over the launch of an agent before, if it lives, and tells `launched` of it."""
@@ -126,6 +130,10 @@ class ManagedLauncher:
         if sighting is not None:
             self._launched(sighting)
         return sighting is not None
+
+    async def why_not(self, model: str) -> Refusal | None:
+        """Why the server would not serve `model`, told before anything is stopped for it."""
+        return await self._starter.why_not(model)
 
     def has_marked(self, environ: bytes) -> bool:
         """Whether an environment block of /proc is of a launch of this server."""
@@ -185,7 +193,7 @@ class ManagedLauncher:
     def _started(self, sighting: Sighting, log_file: str) -> None:
         self._seen.add(sighting.process)
         self._keep_log(log_file)
-        self._launched(sighting)
+        self._launched(replace(sighting, log_file=log_file))
 
     # Ending.
 

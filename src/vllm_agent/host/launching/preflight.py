@@ -48,6 +48,18 @@ async def preflight(
         return Refusal(Reason.SPAWN_FAILED, str(error))
 
 
+async def lacks_model(plan: LaunchPlan, patience: Patience) -> Refusal | None:
+    """Why its model cannot be served, as far as that can be told beforehand; None where it may."""
+    try:
+        user = await ask(patience, lambda _: user_to_become(plan.user), USERS)
+        model = await model_at_hand(plan, user, patience)
+    except StartError as error:
+        return Refusal(error.reason, error.detail)
+    except (HangsError, TooManyHung) as error:
+        return Refusal(Reason.LOAD_STALLED, str(error))
+    return model if isinstance(model, Refusal) else None
+
+
 async def _first_refusal(
     plan: LaunchPlan, host: LocalHost, log_folder: Path, patience: Patience
 ) -> Refusal | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -10,11 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.host.launching.asking import HangsError, ask, patience
+from vllm_agent.host.launching.free_port import remove_left_socket
 from vllm_agent.host.launching.launch_cgroup import LaunchCgroup
 from vllm_agent.host.launching.launch_files import FOLDER
 from vllm_agent.host.launching.one_thread import in_thread
 from vllm_agent.host.launching.plan import MARKER, plan_launch
-from vllm_agent.host.launching.preflight import preflight
+from vllm_agent.host.launching.preflight import lacks_model, preflight
 from vllm_agent.host.launching.refusal import Refusal
 from vllm_agent.host.launching.remains import Mark
 from vllm_agent.host.launching.spawn import spawn
@@ -175,11 +177,32 @@ class Starter:
             text = f"the state directory {self._state_dir} cannot be read: set another --state.dir"
             raise StartError(Reason.SPAWN_FAILED, text)
         await self._sweep()
+        await self._remove_left_socket(plan)
         folder = self._state_dir / FOLDER / self._server.name
         refusal = await preflight(plan, self._host, folder, self._patience)
         if refusal is not None:
             raise _RefusedError(refusal)
         return replace(plan, environ={**plan.environ, MARKER: mark.value(plan.launch_id)})
+
+    async def why_not(self, model: str) -> Refusal | None:
+        """Why a launch with `model` would come to nothing, told before anything is stopped."""
+        asking = patience()
+        try:
+            return await lacks_model(await self.plan(model), asking)
+        except StartError as error:
+            return Refusal(error.reason, error.detail)
+        except (HangsError, TooManyHung) as error:
+            return Refusal(Reason.LOAD_STALLED, str(error))
+        finally:
+            asking.close()
+
+    async def _remove_left_socket(self, plan: LaunchPlan) -> None:
+        """VLLM leaves its unix socket behind at every end, and fails where it finds one."""
+        path = plan.command.uds
+        if path is not None:
+            with contextlib.suppress(OSError):
+                # Where it may not be removed the preflight says what is in the way.
+                await ask(self._patience, partial(remove_left_socket, proc=self._host.proc), path)
 
     async def _sweep(self) -> None:
         """Ends what was started by an agent before and nobody remembers: two must never run."""
