@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,7 +19,6 @@ from vllm_agent.demo.launch import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 LOOK_SECONDS = 0.02
 DEADLINE_SECONDS = 20.0
@@ -89,11 +90,13 @@ class AgentProcess:
     def start(self, *, wait_ready: bool = True) -> None:
         """Starts the process, and waits for /-/ready."""
         with self.log_path.open("ab") as log:
-            # Linux divides the processor among sessions first (sched(7), autogroup): in that of the
-            # tests it would starve beside a vLLM that is busy.
             self.process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=self._environ, start_new_session=True
             )
+        # Linux divides the processor among sessions first (sched(7), autogroup), and beside that of
+        # a busy vLLM a new one starves. Only root may give it more.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.process.pid}/autogroup").write_text("-10")
         if wait_ready:
             wait_until(self.is_ready, f"the agent is ready; its log says: {self.log()}")
 

@@ -128,11 +128,9 @@ def test_it_is_stopped_while_it_loads_and_serves_another_model(tmp_path: Path) -
         print(told)
         assert failed.returncode == 1, told
         assert "model_not_found" in told
-        assert f"set-model loads {other}" in told
-        wait_until(lambda: not agent.pids("loads"), "nothing of it is left")
-        view = agent.server("loads")
-        assert view["managed"]["model_before"] == str(other)
-        assert view["advice"]
+        assert "nothing was stopped" in told
+        assert agent.server("loads")["state"] == "running"
+        assert complete(server.port, SERVED_NAME)
 
 
 def test_it_is_killed_with_its_main_process(tmp_path: Path) -> None:
