@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_agent.config.apart import NoConfigError
 from vllm_agent.config.problem import ConfigError
 from vllm_agent.config.reload import load_afresh
-from vllm_agent.expose.operations import CannotReloadError, NotManagedError
-from vllm_agent.lifecycle.operations import Answer, Outcome
+from vllm_agent.expose.operations import CannotReloadError, CannotServeError, NotManagedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from vllm_agent.config.model import Config
     from vllm_agent.lifecycle.management import Wish
+    from vllm_agent.lifecycle.operations import Answer
     from vllm_agent.observations import Instant
     from vllm_agent.publication import Publication
     from vllm_agent.roster import Roster
@@ -40,9 +40,8 @@ class RosterOperations:
             text = f"{server!r} is {mode}: whoever starts it also stops it, the agent only watches"
             raise NotManagedError(text)
         refusal = None if model is None else await self._roster.why_not(server, model)
-        if refusal is not None:
-            text = f"{refusal.detail}; nothing was stopped or started for it"
-            return Answer(Outcome.FAILED, text, refusal.reason)
+        if model is not None and refusal is not None:
+            raise CannotServeError(model, refusal.reason, refusal.detail)
         return await runner.ask(wish, model)
 
     async def ensure_healthy(self, server: str, timeout_seconds: float) -> Answer:

@@ -269,6 +269,19 @@ def offers_the_model_before_when_the_new_one_fails(agent: ManagedAgent, name: st
 
 
 @scenario()
+def is_left_alone_for_a_model_that_is_not_there(agent: ManagedAgent, name: str) -> None:
+    before = agent.wait_running(name)
+    failed = agent.cli("set-model", name, str(models(agent) / "missing"))
+    told = failed.stdout + failed.stderr
+    assert failed.returncode == 1, told
+    assert "was left as it is (model_not_found)" in told
+    assert str(models(agent) / "missing") in told.splitlines()[-1]
+    view = agent.server(name)
+    assert (view["pid"], view["state"]) == (before["pid"], "running")
+    assert view["managed"]["model"] == before["managed"]["model"]
+
+
+@scenario()
 def is_made_healthy(agent: ManagedAgent, name: str) -> None:
     agent.wait_running(name)
     started = time.monotonic()

@@ -16,7 +16,7 @@ from vllm_agent.expose import api_operations
 from vllm_agent.expose.advice import advice_on_server
 from vllm_agent.expose.api_operations import PATIENCE_SECONDS
 from vllm_agent.expose.managed_request import MAX_PATIENCE_SECONDS
-from vllm_agent.expose.operations import CannotReloadError, NotManagedError
+from vllm_agent.expose.operations import CannotReloadError, CannotServeError, NotManagedError
 from vllm_agent.lifecycle.management import Management, Wish
 from vllm_agent.lifecycle.operations import Answer, Outcome
 from vllm_agent.lifecycle.reasons import Reason
@@ -183,6 +183,18 @@ async def test_a_server_that_is_only_watched_is_not_started(control, fake) -> No
     error = await error_of(response)
     assert (error["code"], error["message"]) == ("not_managed", str(fake.came))
     assert "mode: managed" in error["hint"]
+
+
+async def test_a_model_that_would_not_be_served(control, fake) -> None:
+    fake.came = CannotServeError("org/new", Reason.AIRGAPPED, "org/new is not in the cache")
+
+    response = await control.post(f"{SERVER}/model", json={"model": "org/new"})
+
+    assert response.status == 409
+    error = await error_of(response)
+    assert error["code"] == "model_refused"
+    assert error["message"] == "'llama' was left as it is (airgapped): org/new is not in the cache"
+    assert "org/new" in error["hint"]
 
 
 @pytest.mark.parametrize("write", WRITES)

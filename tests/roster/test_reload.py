@@ -16,7 +16,7 @@ from vllm_agent.config.apart import NoConfigError
 from vllm_agent.config.managed import ManagedConfig
 from vllm_agent.config.model import Config, ServerConfig
 from vllm_agent.config.problem import ConfigError, Problem
-from vllm_agent.expose.operations import CannotReloadError, NotManagedError
+from vllm_agent.expose.operations import CannotReloadError, CannotServeError, NotManagedError
 from vllm_agent.host.launching import launcher as launcher_module
 from vllm_agent.host.launching.refusal import Refusal
 from vllm_agent.lifecycle.ending import EndingEvidence
@@ -316,8 +316,9 @@ def test_only_a_managed_server_is_started_and_stopped() -> None:
             await settle(scene)
             answer = await operate(scene).ask("a", Wish.STOP, None)
             assert answer.outcome is Outcome.DONE
-            refused = await operate(scene).ask("a", Wish.RESTART, "org/missing")
-            assert (refused.outcome, refused.reason) == (Outcome.FAILED, Reason.MODEL_NOT_FOUND)
+            with pytest.raises(CannotServeError, match="is not there") as refused:
+                await operate(scene).ask("a", Wish.RESTART, "org/missing")
+            assert refused.value.reason is Reason.MODEL_NOT_FOUND
             assert scene.state("a") is ServerState.STOPPED
             with pytest.raises(NotManagedError, match="monitored"):
                 await operate(scene).ask("c", Wish.STOP, None)

@@ -128,7 +128,7 @@ def test_it_is_stopped_while_it_loads_and_serves_another_model(tmp_path: Path) -
         print(told)
         assert failed.returncode == 1, told
         assert "model_not_found" in told
-        assert "nothing was stopped" in told
+        assert "was left as it is" in told
         assert agent.server("loads")["state"] == "running"
         assert complete(server.port, SERVED_NAME)
 

@@ -37,6 +37,12 @@ def advice_on_server(server: ServerSnapshot, reason: Reason) -> str:
     return advice_on(reason, Facts(**known | _of_start(server, reason)))
 
 
+def advice_on_model(server: ServerSnapshot, model: str, reason: Reason) -> str:
+    """What to do about a model that a managed server would not serve, told before it is tried."""
+    known: dict[str, Any] = {"server": shlex.quote(server.name)}
+    return advice_on(reason, Facts(**known | _of_model(VllmCommand(model=model))))
+
+
 def advice_on_ending(server: ServerSnapshot, ending: Ending) -> str | None:
     """What to do about how a launch of the server ended; None where nothing is to be done.
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from vllm_agent.expose.advice import advice_on_server
+from vllm_agent.expose.advice import advice_on_model, advice_on_server
 from vllm_agent.expose.api_errors import ApiError
 from vllm_agent.expose.managed_request import parse_patience
-from vllm_agent.expose.operations import CannotReloadError, NotManagedError
+from vllm_agent.expose.operations import CannotReloadError, CannotServeError, NotManagedError
 from vllm_agent.expose.outlasting import Outlasting
 from vllm_agent.lifecycle.management import Wish
 from vllm_agent.lifecycle.operations import Answer, Outcome
@@ -49,7 +49,7 @@ class Operating:
     def __init__(self, reads: Reads, operations: Operations) -> None:
         self._reads = reads
         self._operations = operations
-        self._outlasting = Outlasting(KeyError, NotManagedError)
+        self._outlasting = Outlasting(KeyError, NotManagedError, CannotServeError)
 
     def ask(self, wish: Wish, parse: Callable[[bytes], str | None]) -> Endpoint:
         """Starts, stops or restarts a server, with the model that `parse` finds in the body."""
@@ -93,6 +93,14 @@ class Operating:
                 "not_managed",
                 str(error),
                 "The agent starts and stops only what its configuration has as `mode: managed`.",
+            ) from None
+        except CannotServeError as error:
+            server = self._reads.wanted(request)
+            raise ApiError(
+                HTTPStatus.CONFLICT,
+                "model_refused",
+                f"{server.name!r} was left as it is ({error.reason}): {error}",
+                advice_on_model(server, error.model, error.reason),
             ) from None
 
     def _told(

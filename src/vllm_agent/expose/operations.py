@@ -7,10 +7,23 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.management import Wish
     from vllm_agent.lifecycle.operations import Answer
+    from vllm_agent.lifecycle.reasons import Reason
 
 
 class NotManagedError(Exception):
     """The agent does not start or stop this server; the message says who does."""
+
+
+class CannotServeError(Exception):
+    """A model was asked for that the server would not serve; nothing was done to it.
+
+    The message says why, `reason` is why a launch with it would have failed.
+    """
+
+    def __init__(self, model: str, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.model = model
+        self.reason = reason
 
 
 class CannotReloadError(Exception):
@@ -31,6 +44,7 @@ class Operations(Protocol):
 
         Raises:
             NotManagedError: the server is only watched.
+            CannotServeError: it would not serve that model.
         """
 
     async def ensure_healthy(self, server: str, timeout_seconds: float) -> Answer:
