@@ -22,7 +22,7 @@ from vllm_agent.host.vllm_http import Target
 from vllm_agent.lifecycle.events import Asked, ProcessMissing
 from vllm_agent.lifecycle.management import Wish
 from vllm_agent.lifecycle.server_names import name_of
-from vllm_agent.lifecycle.states import ALIVE_PHASES, LifecycleMode, Phase, ServerState
+from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
 from vllm_agent.policies import is_other_launch, is_to_stop, policy_of, policy_of_memory
 from vllm_agent.roster_entry import DOWN_PHASES, Entry, supervised
 from vllm_agent.server_runner import ServerRunner, Watched
@@ -109,7 +109,7 @@ class Roster:
         before = {server.name: server for server in self._config.servers}
         after = {server.name: server for server in config.servers}
         self._config = config
-        for name in before.keys() - after.keys():
+        for name in sorted(before.keys() - after.keys()):
             await self._let_go(name, before[name])
         changed = [server for name, server in after.items() if server != before.get(name)]
         for server in changed:
@@ -204,8 +204,15 @@ class Roster:
 
     async def end(self) -> None:
         """Ends all watching, and the managed servers that are to end with the agent."""
-        entries = self._entries.values()
-        await asyncio.gather(*(_stop_with_agent(entry) for entry in entries))
+        leaving = {}
+        for name, entry in list(self._entries.items()):
+            if entry.config is not None and is_to_stop(entry.config):
+                leaving[name] = entry
+            else:
+                # First of all: a signal to the agent and all servers at once, as systemd may send
+                # it, must not be taken for somebody's wish that they stay down.
+                entry.task.cancel()
+        await asyncio.gather(*(_stop(e, e.config) for e in leaving.values() if e.config))
         for name in list(self._entries):
             self._entries[name].task.cancel()
         for name in list(self._entries):
@@ -355,13 +362,14 @@ class Roster:
         return entry
 
     async def _let_go(self, name: str, server: ServerConfig) -> None:
-        """Watches a server no more that the configuration does not name any more."""
-        entry = self._entries[name]
-        if is_to_stop(server):
-            await _stop_with_agent(entry)
-        elif entry.launcher is not None and entry.phase in ALIVE_PHASES:
-            text = "removed from the configuration, and left running: nobody restarts it now"
+        """Watches a server no more that the configuration does not name any more.
+
+        A managed one is stopped: nobody would restart it, and its port could not be used again.
+        """
+        if server.mode is LifecycleMode.MANAGED:
+            text = "removed from the configuration: it is stopped"
             _LOGGER.warning(text, extra={"server": name})
+            await _stop(self._entries[name], server)
         await self._end_entry(name)
         self._publication.remove(name)
 
@@ -411,16 +419,14 @@ class Roster:
         return down_seconds >= self._keep_seconds(state)
 
 
-async def _stop_with_agent(entry: Entry) -> None:
-    """Stops a server that is to end with the agent; a hung one keeps nobody for ever."""
-    if entry.config is None or not is_to_stop(entry.config):
-        return
+async def _stop(entry: Entry, server: ServerConfig) -> None:
+    """Stops a managed server that is watched no more; a hung one keeps nobody for ever."""
     try:
-        async with asyncio.timeout(entry.config.managed.stop_timeout_seconds + KILL_SECONDS):
+        async with asyncio.timeout(server.managed.stop_timeout_seconds + KILL_SECONDS):
             await entry.runner.leave()
     except TimeoutError:
         text = "could not be stopped in time: it is left to the next agent"
-        _LOGGER.error(text, extra={"server": entry.config.name})  # noqa: TRY400 - no fault of ours
+        _LOGGER.error(text, extra={"server": server.name})  # noqa: TRY400 - no fault of ours
 
 
 def _importance(server: ServerSnapshot) -> tuple[bool, bool, bool, float]:

@@ -453,6 +453,14 @@ def test_a_stop_while_it_loads_is_repeated_and_then_forced() -> None:
     assert told.management.last_stop.is_forced
 
 
+def test_a_short_stop_still_repeats_its_signal_once() -> None:
+    told = scene(replace(MANAGED, stop_timeout_seconds=4.0)).start_of_agent().launched()
+    told.effects.clear()
+    told.ask(Wish.STOP)
+    told.wait(3.9)
+    assert len(told.taken(Terminate)) == 2
+
+
 def test_a_stop_of_one_that_serves_sends_one_signal() -> None:
     told = scene().running()
     told.effects.clear()
@@ -553,6 +561,15 @@ def test_another_model_replaces_the_launch_and_is_remembered() -> None:
     told.number = 2
     told.appear(2, age_seconds=0.0)
     told.serves()
+    assert told.management.model_before is None
+
+
+def test_the_model_to_come_back_to_is_the_last_that_served() -> None:
+    told = scene().running()
+    told.ask(Wish.RESTART, "org/bad")
+    told.ask(Wish.RESTART, "org/worse")
+    assert told.management.model_before == "tiny"
+    told.ask(Wish.RESTART, "tiny")
     assert told.management.model_before is None
 
 

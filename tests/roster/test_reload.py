@@ -218,18 +218,17 @@ def test_one_that_is_down_on_request_stays_down(host: FakeHost) -> None:
     run_virtually(main())
 
 
-def test_one_that_leaves_the_file_is_left_running_unless_it_ends_with_the_agent(
+def test_one_that_leaves_the_file_is_stopped_and_another_mode_leaves_it_running(
     host: FakeHost,
 ) -> None:
     async def main() -> None:
-        ends = managed("b", managed=ManagedConfig(stop_on_exit=True))
-        async with watching(managed("a"), ends) as scene:
+        async with watching(managed("a"), managed("b")) as scene:
             await settle(scene)
             host.done.clear()
-            await applied(scene)
-            assert host.done in (["stop b", "close b", "close a"], ["close a", "stop b", "close b"])
-            assert list(host.alive) == ["a"]
-            assert scene.names == []
+            await applied(scene, monitored("b", port=1))
+            assert host.done == ["stop a", "close a", "close b"]
+            assert list(host.alive) == ["b"]
+            assert scene.names == ["b"]
 
     run_virtually(main())
 

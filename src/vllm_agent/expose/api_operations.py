@@ -6,6 +6,8 @@ cancels nothing.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shlex
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -34,6 +36,13 @@ PATIENCE_SECONDS: Final = 900.0
 """Longer than a stop takes before it is forced (10 min at most), and than a start waits for GPU
 memory; with it over, the operator is told that it is under way."""
 
+BEGINNING_SECONDS: Final = 10.0
+"""How long a request waits for the first look of an agent that has just begun: at boot a script may
+ask for a server as soon as there is a socket."""
+
+LOOK_SECONDS: Final = 0.05
+"""How often such a request looks whether its server is known by now."""
+
 _GRACE_SECONDS: Final = 5.0
 """What the owner of a server may take beyond the wait that it was asked for."""
 
@@ -56,7 +65,7 @@ class Operating:
         failure = _NOT_STOPPED if wish is Wish.STOP else _NOT_STARTED
 
         async def answer(request: web.Request) -> web.Response:
-            name = self._reads.wanted(request).name
+            name = await self._name(request)
             model = parse(await request.read())
             work = self._operations.ask(name, wish, model)
             came = await self._came_of(work, request, PATIENCE_SECONDS)
@@ -66,7 +75,7 @@ class Operating:
 
     async def ensure_healthy(self, request: web.Request) -> web.Response:
         """Starts a server where the agent may, and waits until it runs."""
-        name = self._reads.wanted(request).name
+        name = await self._name(request)
         seconds = parse_patience(await request.read())
         work = self._operations.ensure_healthy(name, seconds)
         came = await self._came_of(work, request, seconds + _GRACE_SECONDS)
@@ -79,6 +88,16 @@ class Operating:
             )
         is_managed = self._reads.wanted(request).life.management is not None
         return self._told(request, came, *(_NOT_STARTED if is_managed else _NOT_RUNNING))
+
+    async def _name(self, request: web.Request) -> str:
+        """The server that is meant; one that asks while the agent begins waits a little."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + BEGINNING_SECONDS
+        while not self._reads.is_ready and loop.time() < until:
+            with contextlib.suppress(ApiError):
+                return self._reads.wanted(request).name
+            await asyncio.sleep(LOOK_SECONDS)
+        return self._reads.wanted(request).name
 
     async def _came_of(
         self, work: Coroutine[Any, Any, Answer], request: web.Request, seconds: float

@@ -121,6 +121,11 @@ class Reads:
             raise self.unknown(request)
         return server
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether every server had its first look."""
+        return self._current().is_ready
+
     def unknown(self, request: web.Request) -> ApiError:
         """Says that there is no server that the path names, and which are near to it."""
         names = [known.name for known in self._current().servers]

@@ -238,10 +238,15 @@ class Members:
             self._watch(member)
 
     def _exited(self, member: Member, at_seconds: float, wait_status: int | None) -> None:
+        if member.exit_seconds is not None:
+            # Told already: by its watch, and by a look for what could not be watched.
+            return
         stat = self.stat(member)  # a zombie still tells what it has used, and its name
         if stat is not None and member.role is None and member is not self.main:
             self._take_role(member, role_of_name(stat.name), "")
-        del self.alive[member.process.pid]
+        if self.alive.get(member.process.pid) is member:
+            # Else the number is another process's by now.
+            del self.alive[member.process.pid]
         member.exit_seconds = at_seconds
         member.wait_status = wait_status
         member.is_status_to_come = wait_status is None and member.watch is not None

@@ -54,7 +54,10 @@ def asked(life: ServerLife, wish: Wish, model: str | None, policy: Policy) -> Gu
     is_other = model is not None and model != serving
     if is_other:
         chosen = None if model == policy.model else model
-        management = replace(management, model=chosen, model_before=serving)
+        # One that has not served is nothing to come back to.
+        before = management.model_before or serving
+        before = None if before == model else before
+        management = replace(management, model=chosen, model_before=before)
     is_there = life.phase in _THERE
     is_wanted = management.is_goal_up and management.replacement is None
     if wish is Wish.RESTART or is_other or not (is_there and is_wanted):
@@ -170,13 +173,20 @@ def missing(life: ServerLife, ending: Ending | None, now: Instant) -> Guarded:
     life = replace(life, management=management)
     match life.remembered_phase:
         case Phase.GAVE_UP:
-            trigger, detail = Trigger.GIVE_UP, "the agent before this one had given it up"
+            trigger, detail = Trigger.GIVE_UP, _remembered_detail(life)
         case Phase.BACKOFF | Phase.CRASHED:
             life = replace(life, management=replace(management, gone_since=now))
             trigger, detail = Trigger.BACKING_OFF, "it was crashed before the agent started"
         case _:
             return Guarded(life, Trigger.ENDED_STOPPED, effects=effects, ending=ending)
     return Guarded(life, trigger, life.reason, detail, effects=effects)
+
+
+def _remembered_detail(life: ServerLife) -> str:
+    text, ending = "the agent before this one had given it up", life.last_ending
+    if ending is None or ending.reason is not life.reason or not ending.evidence:
+        return text
+    return f"{text}: {ending.evidence[0]}"
 
 
 def evidence_kept(life: ServerLife, launch_number: int, path: str) -> Guarded:

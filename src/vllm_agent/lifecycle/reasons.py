@@ -201,7 +201,12 @@ REASON_TEXT: Final = MappingProxyType(
         Reason.DISK_FULL: ReasonText(
             "The disk is full.",
             "Free space where the model cache lies, or point HF_HOME elsewhere.",
-            managed=("Free space where the model cache lies, or set HF_HOME in managed.env.",),
+            managed=(
+                (
+                    "Free space on the disk that is named: of the logs in --state.dir, or of the "
+                    "model cache (HF_HOME in managed.env)."
+                ),
+            ),
         ),
         Reason.AIRGAPPED: ReasonText(
             "The model is not complete in the local cache and downloads are off.",

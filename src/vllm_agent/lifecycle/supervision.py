@@ -230,7 +230,8 @@ def _due_stopping(
     stop = management.stop
     if life.phase is Phase.ENDING or stop is None or life.has_served_now or life.is_main_gone:
         return kill
-    repeat = Due(Act.REPEAT, max(0.0, REPEAT_SECONDS - now.since(stop.signalled)))
+    pause = min(REPEAT_SECONDS, policy.stop_timeout_seconds / 2)
+    repeat = Due(Act.REPEAT, max(0.0, pause - now.since(stop.signalled)))
     return min(kill, repeat, key=lambda next_act: next_act.in_seconds)
 
 
