@@ -104,7 +104,7 @@ class _Agent:
         self._exposition: Exposition
         self._reload: Reload
         self._operations: RosterOperations
-        self._reloading: asyncio.Task[None] | None = None
+        self._reloading: set[asyncio.Task[None]] = set()
         self._environ = dict(os.environ)
 
     async def run(self) -> None:
@@ -262,7 +262,9 @@ class _Agent:
             await stop.wait()
         finally:
             _LOGGER.info("stopping")
-            tasks += [t for t in (self._control_retry, self._reloading) if t is not None]
+            tasks += self._reloading
+            if self._control_retry is not None:
+                tasks.append(self._control_retry)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -287,7 +289,9 @@ class _Agent:
             self._discovery.tell_again()
 
     def _reload_soon(self) -> None:
-        self._reloading = asyncio.create_task(self._reload_now(), name="reload")
+        task = asyncio.create_task(self._reload_now(), name="reload")
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
 
     async def _reload_now(self) -> None:
         # It is logged, and shown by a metric.

@@ -305,7 +305,9 @@ class Roster:
             self._begin(watched, HttpEyes.of(server, self._clock), server)
             return
         log_file = None if server.log_file is None else str(server.log_file)
-        local = LocalServer(self._host, lambda url: target_of(url, server), server.url, log_file)
+        # Where a managed one listens its own command line tells: it may be older than the file.
+        url = None if server.mode is LifecycleMode.MANAGED else server.url
+        local = LocalServer(self._host, lambda url: target_of(url, server), url, log_file)
         self._begin(watched, local, server)
 
     def _add_discovered(self, name: str, policy: Policy) -> None:
@@ -358,6 +360,9 @@ class Roster:
         if entry is not None:
             entry.task.cancel()
             await asyncio.gather(entry.task, return_exceptions=True)
+            if entry.launcher is not None:
+                # Else the next owner would not find what is being started, and start another.
+                await entry.launcher.settled()
             entry.runner.close()
         return entry
 

@@ -40,7 +40,6 @@ from vllm_agent.lifecycle.events import (
     TreeSeen,
     WatchLoad,
 )
-from vllm_agent.lifecycle.managed import IDLE_PHASES
 from vllm_agent.lifecycle.management import Wish
 from vllm_agent.lifecycle.operations import (
     Outcome,
@@ -48,6 +47,7 @@ from vllm_agent.lifecycle.operations import (
     answer,
     answer_on_health,
     answer_on_leaving,
+    needs_start,
     report_on_health,
     still_open,
 )
@@ -181,7 +181,7 @@ class ServerRunner:
         known = answer_on_health(life)
         if known is not None and known.outcome is Outcome.DONE:
             return known
-        if known is not None or life.phase in IDLE_PHASES:
+        if needs_start(life):
             await self._noted(Asked(Wish.START))
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -267,9 +267,12 @@ class ServerRunner:
             else:
                 await self._handle(Ticked())
             return
-        await self._handle(event)
-        if done is not None and not done.done():
-            done.set_result(None)
+        try:
+            await self._handle(event)
+        finally:
+            # Also when this ends in the middle: nobody else knows who waits.
+            if done is not None and not done.done():
+                done.set_result(None)
 
     def _wait_seconds(self) -> float | None:
         now = self._clock()

@@ -12,8 +12,8 @@ from vllm_agent.lifecycle.pace import DOWN_SHARE, KNOCK_SECONDS, REFUSED_LOOK_SE
 from vllm_agent.lifecycle.reasons import REASON_TEXT
 from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import PHASE_MEANING, PHASE_STATE, Phase, ServerState
-from vllm_agent.lifecycle.step import ENDING_SECONDS
 from vllm_agent.lifecycle.supervision import (
+    ENDING_SECONDS,
     HOPELESS_REASONS,
     MAX_DELAY_SECONDS,
     QUIET_ENGINE_SECONDS,

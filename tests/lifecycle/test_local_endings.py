@@ -19,7 +19,7 @@ from tests.lifecycle.sightings import (
 from vllm_agent.lifecycle.events import DropConnection
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import Phase, ServerState
-from vllm_agent.lifecycle.step import ENDING_SECONDS
+from vllm_agent.lifecycle.supervision import ENDING_SECONDS
 from vllm_agent.observations import Listener, ProbeCause
 
 STARTING, RUNNING, STOPPING = ServerState.STARTING, ServerState.RUNNING, ServerState.STOPPING

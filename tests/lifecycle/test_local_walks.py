@@ -47,7 +47,7 @@ from vllm_agent.lifecycle.events import (
 from vllm_agent.lifecycle.pace import is_knocked_at, next_deadline_seconds, next_look_seconds
 from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import Phase, ServerState
-from vllm_agent.lifecycle.step import ENDING_SECONDS
+from vllm_agent.lifecycle.supervision import ENDING_SECONDS
 from vllm_agent.lifecycle.transitions import TRANSITIONS, Trigger
 from vllm_agent.observations import ComponentRole, Instant, Knock, LoadLook, Shard
 

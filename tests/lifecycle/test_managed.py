@@ -25,9 +25,11 @@ from vllm_agent.lifecycle.events import (
     Terminate,
 )
 from vllm_agent.lifecycle.management import Wish
+from vllm_agent.lifecycle.operations import Outcome, Request, answer, needs_start
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import Initiator, Phase, ServerState
 from vllm_agent.lifecycle.supervision import (
+    ENDING_SECONDS,
     HOPELESS_REASONS,
     MAX_DELAY_SECONDS,
     QUIET_ENGINE_SECONDS,
@@ -531,6 +533,126 @@ def test_a_stop_of_one_that_waits_for_its_restart_calls_that_off() -> None:
     assert told.is_now(ServerState.STOPPED)
     told.wait(600.0)
     assert told.taken(StartServer) == []
+
+
+def test_an_end_that_nobody_may_restart_is_left_alone() -> None:
+    for policy in (replace(MANAGED, restarts_unhealthy=False), replace(MANAGED, is_dry_run=True)):
+        told = scene(policy).running()
+        told.close_port()
+        told.effects.clear()
+        told.wait(ENDING_SECONDS + 600)
+        assert told.taken(KillAll) == []
+        assert told.seen() == (ServerState.FAILED, "unresponsive")
+        told.answer()
+        assert told.is_now(ServerState.RUNNING)
+
+
+def test_an_end_is_forced_after_two_minutes_however_long_a_stop_may_take() -> None:
+    told = scene(replace(MANAGED, stop_timeout_seconds=600.0)).running()
+    told.close_port()
+    told.effects.clear()
+    told.wait(ENDING_SECONDS)
+    assert told.taken(KillAll)
+    told.crashes_now()
+    assert told.is_now(ServerState.CRASHED)
+
+
+def test_an_operators_stop_of_one_that_is_ending_is_a_stop() -> None:
+    told = scene().running()
+    told.close_port()
+    told.effects.clear()
+    told.ask(Wish.STOP)
+    assert told.taken(Terminate) == [Terminate(told.newest.process)]
+    told.crashes_now()
+    assert told.is_now(ServerState.STOPPED)
+    assert told.crashes == 0
+
+
+def test_a_crash_whose_end_was_forced_keeps_its_evidence_and_its_trouble() -> None:
+    told = scene().running()
+    told.close_port()
+    told.wait(STOP_SECONDS)
+    told.effects.clear()
+    told.end()
+    told.settle(KILLED)
+    assert told.taken(KeepEvidence)
+    told.cleared()
+    assert told.management.trouble is not None
+
+
+def test_somebody_elses_stop_that_takes_long_is_one_too() -> None:
+    told = scene().running()
+    told.close_port()
+    told.wait(STOP_SECONDS)
+    told.end()
+    told.settle(TOLD_TO_STOP)
+    told.cleared()
+    assert not told.management.is_goal_up
+
+
+def test_a_stop_of_everything_with_the_agent_is_nobodys_wish() -> None:
+    told = scene().running()
+    told.close_port()
+    told.send(AgentLeaving())
+    told.end()
+    told.settle(TOLD_TO_STOP)
+    told.cleared()
+    assert told.management.is_goal_up
+
+
+@pytest.mark.parametrize("cause", [ProbeCause.DNS, ProbeCause.TLS, ProbeCause.RESET])
+def test_checks_that_fail_on_the_way_stop_nothing_at_once(cause: ProbeCause) -> None:
+    told = scene().running()
+    told.effects.clear()
+    told.answer_wrongly(3, cause)
+    told.wait(QUIET_ENGINE_SECONDS - 1)
+    assert told.taken(Terminate) == []
+
+
+# Requests.
+
+
+def test_a_request_for_one_model_is_not_answered_by_another() -> None:
+    told = scene().running()
+    told.ask(Wish.RESTART, "org/a")
+    first = Request.made(Wish.RESTART, told.life)
+    told.ask(Wish.RESTART, "org/b")
+    second = Request.made(Wish.RESTART, told.life)
+    told.end()
+    told.settle()
+    told.cleared()
+    told.launched()
+    outcomes = [answer(told.life, request) for request in (first, second)]
+    assert [one and one.outcome for one in outcomes] == [Outcome.SUPERSEDED, Outcome.DONE]
+
+
+def test_what_comes_up_by_itself_needs_no_start() -> None:
+    told = scene()
+    assert not needs_start(told.life)
+    told.running()
+    assert not needs_start(told.life)
+    told.crashes_now()
+    assert not needs_start(told.life)
+    told.wait(2.0)
+    told.refused(Reason.PORT_IN_USE)
+    assert not needs_start(told.life)
+    told.ask(Wish.STOP)
+    assert needs_start(told.life)
+
+
+def test_what_was_given_up_needs_a_start() -> None:
+    told = scene().start_of_agent()
+    for _ in range(2):
+        told.refused(Reason.AIRGAPPED)
+        told.wait(2.0)
+    assert needs_start(told.life)
+
+
+def test_what_is_down_for_maintenance_needs_a_start() -> None:
+    told = scene().running()
+    told.maintain(600.0)
+    told.crashes_now()
+    assert needs_start(told.life)
 
 
 # Restart and another model.

@@ -69,8 +69,19 @@ class ToyManagedHost:
 class ManagedWalk(RuleBasedStateMachine):
     """The agent, its operator and the host, in any order."""
 
-    @initialize(budget=st.integers(1, 4), dry_run=st.booleans(), restarts_unhealthy=st.booleans())
-    def begin(self, budget: int, dry_run: bool, restarts_unhealthy: bool) -> None:  # noqa: FBT001
+    @initialize(
+        budget=st.integers(1, 4),
+        dry_run=st.booleans(),
+        restarts_unhealthy=st.booleans(),
+        stop_seconds=st.sampled_from([1.0, 30.0, 600.0]),
+    )
+    def begin(
+        self,
+        budget: int,
+        dry_run: bool,  # noqa: FBT001
+        restarts_unhealthy: bool,  # noqa: FBT001
+        stop_seconds: float,
+    ) -> None:
         self.scene = ManagedScene(
             MANAGED.__class__(
                 is_local=True,
@@ -79,6 +90,7 @@ class ManagedWalk(RuleBasedStateMachine):
                 max_restarts=budget,
                 is_dry_run=dry_run,
                 restarts_unhealthy=restarts_unhealthy,
+                stop_timeout_seconds=stop_seconds,
             )
         )
         self.host = ToyManagedHost()
@@ -144,6 +156,12 @@ class ManagedWalk(RuleBasedStateMachine):
 
     @precondition(lambda self: self.host.alive is not None)
     @rule()
+    def its_port_closes(self) -> None:
+        self.scene.close_port()
+        self.done()
+
+    @precondition(lambda self: self.host.alive is not None)
+    @rule()
     def it_stalls(self) -> None:
         self.scene.stall()
         self.done()
@@ -204,6 +222,23 @@ class ManagedWalk(RuleBasedStateMachine):
         else:
             self.scene.miss()
         self.done()
+
+    def teardown(self) -> None:
+        """Once the host has done all that it was asked for, nothing is on its way any more."""
+        if not hasattr(self, "scene"):
+            return
+        for _ in range(5):
+            if self.host.ended is not None:
+                self.its_end_is_judged(KILLED)
+            while self.host.to_clear:
+                self.what_is_left_is_killed()
+            if self.host.starting is not None:
+                self.start_comes_to_a_process()
+            self.time_passes(700.0)
+        if self.scene.phase not in {Phase.UNOBSERVED, Phase.OVERDUE}:
+            assert self.scene.phase not in {Phase.ENDING, Phase.TERMINATING, Phase.KILLING}
+        if self.scene.phase is Phase.OVERDUE:
+            assert self.host.alive is not None
 
     @invariant()
     def what_is_not_wanted_is_on_its_way_out(self) -> None:

@@ -40,7 +40,7 @@ ended_crashed crashed     crashed     crashed     crashed     crashed     crashe
 start         .           .           .           .           .           .           .           .           .           preparing   preparing   .           .           .           preparing   preparing   preparing
 start_refused .           .           .           .           .           .           .           .           .           .           .           refused     .           .           .           .           .
 called_off    .           .           .           .           .           .           .           .           .           .           absent      absent      .           .           absent      absent      absent
-stop          .           terminating terminating terminating terminating terminating .           .           .           .           .           .           .           .           .           .           .
+stop          .           terminating terminating terminating terminating terminating .           terminating terminating .           .           .           .           .           .           .           .
 kill          .           .           .           .           .           .           .           killing     .           .           .           .           killing     .           .           .           .
 backing_off   backoff     backoff     backoff     backoff     backoff     backoff     .           backoff     backoff     .           .           .           backoff     backoff     .           .           .
 give_up       gave_up     .           .           .           .           .           .           .           .           gave_up     gave_up     .           .           .           gave_up     gave_up     .

@@ -98,6 +98,9 @@ class FakeLauncher:
         missing = Refusal(Reason.MODEL_NOT_FOUND, f"{model} is not there")
         return missing if model == "org/missing" else None
 
+    async def settled(self) -> None:
+        pass
+
     def close(self) -> None:
         self.say("close")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -32,6 +33,7 @@ _KILL_TIMEOUT_SECONDS: Final = 5.0  # SIGKILL needs milliseconds
 _LIFETIME_SECONDS: Final = 900
 # Below 32768, where net.ipv4.ip_local_port_range begins, and above what services use.
 _NOT_EPHEMERAL: Final = range(20_000, 32_768)
+_ports: Final = itertools.cycle(random.sample(_NOT_EPHEMERAL, len(_NOT_EPHEMERAL)))
 # proc_pid_stat(5) fields 3 and 6, counted from the one after the name.
 _STATE, _SESSION = 0, 3
 
@@ -213,10 +215,10 @@ def command_line(*arguments: str, model: str, port: int) -> list[str]:
 def free_port() -> int:
     """A TCP port of the loopback that was free a moment ago.
 
-    The kernel gives it to nobody meanwhile who asks for any port.
+    Nobody who asks for any port gets it meanwhile, neither from the kernel nor from here.
     """
     while True:
-        port = random.choice(_NOT_EPHEMERAL)  # noqa: S311  no secret
+        port = next(_ports)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

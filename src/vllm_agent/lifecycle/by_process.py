@@ -45,6 +45,9 @@ ENGINE_GONE_SECONDS: Final = 1.0
 """A server that answers 503 this long after an EngineCore ended is failed without more looks: a
 stop closes its listener 0.6 s after its engine's end at most (measured on vLLM 0.32)."""
 
+NO_PROOF_REASONS: Final = frozenset({Reason.UNRESPONSIVE, Reason.UNREACHABLE})
+"""Failed checks that say nothing of the engine: it may be busy, or the way to it broken."""
+
 DYING_SECONDS: Final = 15.0
 """After an EngineCore ended the server ends within 7 s (measured on vLLM 0.32), or stays
 (`VLLM_KEEP_ALIVE_ON_ENGINE_DEATH`, elastic scaling)."""
@@ -301,7 +304,7 @@ def _failing(
         trigger = Trigger.FAILED if is_failed else Trigger.FAILING
         return Guarded(life, trigger, Reason.ENGINE_DIED, detail)
     effects = look_again_after_reset(life, look)
-    if life.management is not None and verdict.reason is Reason.UNRESPONSIVE and life.launch:
+    if life.management is not None and verdict.reason in NO_PROOF_REASONS and life.launch:
         effects = (*effects, *_ask_engine(life.launch))
     return Guarded(
         life,

@@ -17,7 +17,8 @@ from vllm_agent.lifecycle.states import ALIVE_PHASES, Initiator, Phase, ServerSt
 from vllm_agent.lifecycle.transitions import Trigger
 
 if TYPE_CHECKING:
-    from vllm_agent.lifecycle.events import StartRefused
+    from vllm_agent.lifecycle.events import Effect, StartRefused
+    from vllm_agent.lifecycle.management import Management
     from vllm_agent.lifecycle.server_life import Ending, Policy, ServerLife
     from vllm_agent.observations import Instant, ProcessId
 
@@ -29,16 +30,21 @@ IDLE_PHASES: Final = frozenset(
 STOPPING_PHASES: Final = frozenset({Phase.TERMINATING, Phase.KILLING, Phase.OVERDUE})
 """Phases in which a launch is on its way out and the agent sees to it."""
 
+AGENTS_STOP_RULE: Final = 1
+"""The ending rule for the agent's own stop, and for maintenance."""
+
 OUTSIDE_STOP_RULE: Final = 3
 """The ending rule that knows of a stop sign. An end in order (rule 6) is nobody's wish."""
 
 _THERE: Final = ALIVE_PHASES - STOPPING_PHASES | {Phase.PREPARING, Phase.UNOBSERVED}
-_KILLING: Final = frozenset({Phase.KILLING, Phase.OVERDUE})
 
 
 def is_being_stopped(life: ServerLife) -> bool:
     """Whether the agent ends it: however it answers meanwhile, it will be gone."""
-    return life.management is not None and life.phase in STOPPING_PHASES
+    management = life.management
+    if management is None or life.phase not in STOPPING_PHASES:
+        return False
+    return life.phase is not Phase.OVERDUE or management.is_clearing
 
 
 def asked(life: ServerLife, wish: Wish, model: str | None, policy: Policy) -> Guarded:
@@ -98,7 +104,9 @@ def appeared(life: ServerLife) -> ServerLife:
     """A launch of it is there."""
     if life.management is None:
         return life
-    management = replace(life.management, stop=None, is_clear=False, gone_since=None)
+    management = replace(
+        life.management, stop=None, is_clear=False, is_clearing=False, gone_since=None
+    )
     return replace(life, management=management)
 
 
@@ -114,40 +122,42 @@ def settled(life: ServerLife, process: ProcessId, ending: Ending, now: Instant) 
     management = life.management
     if management is None:
         return Guarded(life)
-    is_killing = management.is_clear or life.phase in _KILLING
-    clear = () if is_killing else (KillAll(process),)
-    if life.phase in STOPPING_PHASES:
+    is_stopping = is_being_stopped(life)
+    is_done = management.is_clear or management.is_clearing
+    effects: tuple[Effect, ...] = () if is_done else (KillAll(process),)
+    management, is_worth_keeping = _accounted(life, management, ending)
+    if is_worth_keeping:
+        effects = (*effects, KeepEvidence(ending))
+    management = replace(management, is_clearing=True, gone_since=management.gone_since or now)
+    life = replace(life, management=management)
+    if is_stopping:
         life = replace(life, last_ending=ending)
-        trouble = None if management.replacement is None else management.replacement.trouble
-        kept = () if trouble is None else (KeepEvidence(ending),)
         done = _stopped(life, now) if management.is_clear else Guarded(life)
-        return replace(done, effects=(*done.effects, *clear, *kept), ending=ending)
-    management = replace(management, gone_since=management.gone_since or now)
+        return replace(done, effects=effects, ending=ending)
     if ending.state is ServerState.CRASHED:
-        trouble = Trouble(
-            ending.reason or Reason.UNKNOWN, ending.evidence[0], has_served=life.has_served_now
-        )
-        management = replace(management, trouble=_again(management.trouble, trouble))
-        return Guarded(
-            replace(life, management=management),
-            Trigger.BACKING_OFF,
-            ending.reason,
-            ending.evidence[0],
-            effects=(*clear, KeepEvidence(ending)),
-            ending=ending,
-        )
-    trouble = None
+        why = (ending.reason, ending.evidence[0])
+        return Guarded(life, Trigger.BACKING_OFF, *why, effects=effects, ending=ending)
+    return Guarded(life, Trigger.ENDED_STOPPED, effects=effects, ending=ending)
+
+
+def _accounted(life: ServerLife, management: Management, ending: Ending) -> tuple[Management, bool]:
+    """What an ending says of the server, and whether its evidence is worth keeping."""
+    trouble = Trouble(
+        ending.reason or Reason.UNKNOWN, ending.evidence[0], has_served=life.has_served_now
+    )
+    if ending.state is ServerState.CRASHED:
+        return replace(management, trouble=_again(management.trouble, trouble)), True
+    if ending.rule == AGENTS_STOP_RULE:
+        replacement = management.replacement
+        if replacement is not None and replacement.trouble is not None:
+            return management, True
+        return replace(management, trouble=None), False
     if ending.rule == OUTSIDE_STOP_RULE:
         # Somebody else stopped it: as systemd, the agent does not start what was asked to end.
-        management = replace(management, is_goal_up=False)
-    elif not life.is_in_maintenance:
-        # It looked like a stop, and nobody is known to have asked for one.
-        trouble = _again(
-            management.trouble,
-            Trouble(Reason.UNKNOWN, ending.evidence[0], has_served=life.has_served_now),
-        )
-    life = replace(life, management=replace(management, trouble=trouble))
-    return Guarded(life, Trigger.ENDED_STOPPED, effects=clear, ending=ending)
+        is_goal_up = management.is_goal_up and management.is_leaving
+        return replace(management, trouble=None, is_goal_up=is_goal_up), False
+    # It looked like a stop, and nobody is known to have asked for one.
+    return replace(management, trouble=_again(management.trouble, trouble)), False
 
 
 def cleared(life: ServerLife, process: ProcessId, now: Instant) -> Guarded:
@@ -156,7 +166,7 @@ def cleared(life: ServerLife, process: ProcessId, now: Instant) -> Guarded:
     if management is None or (launch is not None and launch.process != process):
         return Guarded(life)
     life = replace(life, management=replace(management, is_clear=True))
-    if life.phase in STOPPING_PHASES and life.is_launch_over:
+    if is_being_stopped(life) and life.is_launch_over:
         return _stopped(life, now)
     return Guarded(life)
 
@@ -169,7 +179,7 @@ def missing(life: ServerLife, ending: Ending | None, now: Instant) -> Guarded:
     known = None if launch is None else launch.process
     effects = () if management.is_clear or known is None else (KillAll(known),)
     # What was being stopped is gone by now.
-    management = replace(management, replacement=None)
+    management = replace(management, replacement=None, is_clearing=bool(effects))
     life = replace(life, management=management)
     match life.remembered_phase:
         case Phase.GAVE_UP:
@@ -244,8 +254,6 @@ def _stopped(life: ServerLife, now: Instant) -> Guarded:
     management = replace(
         management, stop=None, last_stop=last, gone_since=management.gone_since or now
     )
-    if ending.state is ServerState.STOPPED and management.replacement is None:
-        management = replace(management, trouble=None)
     life = replace(life, management=management)
     if ending.state is ServerState.CRASHED:
         return Guarded(life, Trigger.BACKING_OFF, ending.reason, ending.evidence[0])

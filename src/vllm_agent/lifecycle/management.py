@@ -75,7 +75,8 @@ class Management:
     `requests` counts what operators asked, `attempts` the starts that this
     agent tried. `initiator` is whose start is under way, or was the last. `replacement` is set
     while the launch that lives is to be followed by another, `stop` while it is being stopped.
-    `is_clear` is whether nothing of a launch before is left, `gone_since` when the last launch
+    `is_clear` is whether nothing of a launch before is left, `is_clearing` whether that is being
+    seen to, `gone_since` when the last launch
     ended or was refused: the delay counts from there. `is_leaving` is whether the agent ends and
     takes it along. `is_dry_run_told` is whether it was told what would be done but for
     `restart.dry_run`.
@@ -91,6 +92,7 @@ class Management:
     stop: Stop | None = None
     last_stop: StopOutcome | None = None
     is_clear: bool = True
+    is_clearing: bool = False
     gone_since: Instant | None = None
     trouble: Trouble | None = None
     is_leaving: bool = False

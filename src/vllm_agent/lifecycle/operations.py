@@ -43,17 +43,23 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked of a server, and how many starts and launches it had had then."""
+    """What was asked of a server, and how many starts and launches it had had then.
+
+    `model` is the one to serve, None for the configured one.
+    """
 
     wish: Wish
     attempts: int
     launches: int
+    model: str | None = None
 
     @classmethod
     def made(cls, wish: Wish, life: ServerLife) -> Request:
         """A request at the time at which `life` had taken note of it."""
-        attempts = 0 if life.management is None else life.management.attempts
-        return cls(wish, attempts, life.tally.launches)
+        asked = life.management
+        if asked is None:
+            return cls(wish, 0, life.tally.launches)
+        return cls(wish, asked.attempts, life.tally.launches, asked.model)
 
 
 def answer(life: ServerLife, request: Request) -> Answer | None:
@@ -68,7 +74,18 @@ def answer(life: ServerLife, request: Request) -> Answer | None:
         return Answer(Outcome.SUPERSEDED, f"a later request to {other} it took its place")
     if request.wish is Wish.STOP:
         return _stopped(life)
+    if management.model != request.model:
+        return Answer(Outcome.SUPERSEDED, "a later request for another model took its place")
     return _started(life, request)
+
+
+def needs_start(life: ServerLife) -> bool:
+    """Whether a managed server comes up only if an operator asks for it."""
+    management = life.management
+    if management is None or life.phase is Phase.UNOBSERVED:
+        return False
+    is_held_back = life.phase is Phase.ABSENT and life.is_in_maintenance
+    return not management.is_goal_up or life.phase is Phase.GAVE_UP or is_held_back
 
 
 def answer_on_health(life: ServerLife) -> Answer | None:

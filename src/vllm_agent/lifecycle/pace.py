@@ -12,7 +12,7 @@ from vllm_agent.lifecycle import supervision
 from vllm_agent.lifecycle.by_process import DYING_SECONDS
 from vllm_agent.lifecycle.by_url import CRASH_AFTER_SECONDS
 from vllm_agent.lifecycle.states import Phase
-from vllm_agent.lifecycle.step import ENDING_SECONDS
+from vllm_agent.lifecycle.supervision import ENDING_SECONDS
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Policy, ServerLife

@@ -37,15 +37,13 @@ from vllm_agent.lifecycle.guarded import Guarded
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.server_life import Transition
 from vllm_agent.lifecycle.states import PHASE_STATE, Phase, ServerState
+from vllm_agent.lifecycle.supervision import ENDING_SECONDS
 from vllm_agent.lifecycle.transitions import TRANSITIONS, Trigger
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.events import Effect, Event, ManagedEvent, ProcessEvent
     from vllm_agent.lifecycle.server_life import Ending, Launch, Policy, ServerLife
     from vllm_agent.observations import Instant
-
-ENDING_SECONDS: Final = 120.0
-"""The longest that an end may take: vLLM waits for streaming clients, but nobody waits longer."""
 
 _REASONED_STATES: Final = frozenset({ServerState.FAILED, ServerState.CRASHED})
 _CONNECTED_PHASES: Final = frozenset({Phase.READY, Phase.UNREADY})

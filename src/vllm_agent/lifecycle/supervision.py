@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.lifecycle.by_process import DYING_SECONDS
+from vllm_agent.lifecycle.by_process import DYING_SECONDS, NO_PROOF_REASONS
 from vllm_agent.lifecycle.events import (
     CancelStart,
     KillAll,
@@ -21,7 +21,7 @@ from vllm_agent.lifecycle.events import (
 )
 from vllm_agent.lifecycle.guarded import Guarded
 from vllm_agent.lifecycle.launches import needs_unit
-from vllm_agent.lifecycle.managed import IDLE_PHASES, STOPPING_PHASES
+from vllm_agent.lifecycle.managed import IDLE_PHASES, is_being_stopped
 from vllm_agent.lifecycle.management import Replacement, Stop, Trouble
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.lifecycle.states import Initiator, Phase
@@ -45,6 +45,9 @@ REPEAT_SECONDS: Final = 7.0
 """SIGTERM is sent again to a server that loads: it swallows those that come before it has loaded
 (seen on vLLM 0.32), and the one that comes first after that is the one that counts. Longer than
 the 5 s in which vLLM waits for its EngineCore: another signal then leaves that behind."""
+
+ENDING_SECONDS: Final = 120.0
+"""The longest that an end may take: vLLM waits for streaming clients, but nobody waits longer."""
 
 UNKILLABLE_SECONDS: Final = 120.0
 """A server that is still there this long after SIGKILL is failed: its driver holds it."""
@@ -107,17 +110,18 @@ def due(life: ServerLife, policy: Policy, now: Instant) -> Due | None:
     if life.phase is Phase.PREPARING:
         is_unwanted = _is_to_end(management) and management.stop is None
         return Due(Act.CANCEL) if is_unwanted else None
-    if life.phase in STOPPING_PHASES or life.phase is Phase.ENDING:
+    if is_being_stopped(life):
         return _due_stopping(life, management, policy, now)
     if life.phase in _STOPPABLE:
         return _due_alive(life, management, policy, now)
-    return None
+    is_ending = life.phase in {Phase.ENDING, Phase.OVERDUE}
+    return _due_ending(life, management, policy, now) if is_ending else None
 
 
 def next_restart(life: ServerLife, policy: Policy, now: Instant) -> Instant | None:
     """When the agent will start it again; None while no restart is planned."""
     management = life.management
-    if management is None or life.phase not in _RETRIED or management.gone_since is None:
+    if management is None or life.phase not in IDLE_PHASES or management.gone_since is None:
         return None
     planned = due(replace(life, management=replace(management, is_clear=True)), policy, now)
     if planned is None or planned.act is not Act.START:
@@ -210,12 +214,25 @@ def _patience_seconds(life: ServerLife, management: Management, now: Instant) ->
     if life.reason is Reason.ENGINE_DIED:
         # vLLM ends by itself when its engine died, and its own end tells more.
         return max(0.0, DYING_SECONDS - now.since(life.phase_entered))
-    if life.reason is not Reason.UNRESPONSIVE:
+    if life.reason not in NO_PROOF_REASONS:
         return 0.0
     quiet_since = life.phase_entered
     if life.engine_progress is not None and life.engine_progress.since(quiet_since) > 0:
         quiet_since = life.engine_progress
     return max(0.0, QUIET_ENGINE_SECONDS - now.since(quiet_since))
+
+
+def _due_ending(
+    life: ServerLife, management: Management, policy: Policy, now: Instant
+) -> Due | None:
+    """One whose end has begun by itself: it gets the time of a stop, where it may be restarted."""
+    if _is_to_end(management) and not life.is_main_gone:
+        return Due(Act.STOP)
+    is_left_alone = not policy.restarts_unhealthy or policy.is_dry_run or life.is_in_maintenance
+    if life.phase is Phase.OVERDUE or (is_left_alone and not life.is_main_gone):
+        return None
+    limit = min(policy.stop_timeout_seconds, ENDING_SECONDS)
+    return Due(Act.KILL, max(0.0, limit - now.since(life.phase_entered)))
 
 
 def _due_stopping(
@@ -228,7 +245,7 @@ def _due_stopping(
         return Due(Act.CALL_OVERDUE, max(0.0, UNKILLABLE_SECONDS - in_phase))
     kill = Due(Act.KILL, max(0.0, policy.stop_timeout_seconds - in_phase))
     stop = management.stop
-    if life.phase is Phase.ENDING or stop is None or life.has_served_now or life.is_main_gone:
+    if stop is None or life.has_served_now or life.is_main_gone:
         return kill
     pause = min(REPEAT_SECONDS, policy.stop_timeout_seconds / 2)
     repeat = Due(Act.REPEAT, max(0.0, pause - now.since(stop.signalled)))
@@ -295,7 +312,7 @@ def _kill(life: ServerLife, management: Management, now: Instant) -> Guarded:
     del now
     if management.stop is not None:
         management = replace(management, stop=replace(management.stop, is_forced=True))
-    life = replace(life, management=management)
+    life = replace(life, management=replace(management, is_clearing=True))
     return Guarded(life, Trigger.KILL, effects=_on_main(life, KillAll))
 
 
@@ -341,7 +358,9 @@ def _give_up(life: ServerLife, management: Management, now: Instant) -> Guarded:
     life = replace(life, budget=life.budget.after_launch(needs_unit=True))
     limit = f"the restart limit of {life.budget.limit} is reached"
     if trouble is None:
-        return Guarded(life, Trigger.GIVE_UP, life.reason or Reason.UNKNOWN, limit)
+        ending = life.last_ending
+        known = life.reason or (None if ending is None else ending.reason)
+        return Guarded(life, Trigger.GIVE_UP, known or Reason.UNKNOWN, limit)
     return Guarded(life, Trigger.GIVE_UP, trouble.reason, f"{limit}; {trouble.detail}")
 
 

@@ -103,7 +103,7 @@ _MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
     (Trigger.START, _IDLE, _P.PREPARING),
     (Trigger.START_REFUSED, {_P.PREPARING}, _P.REFUSED),
     (Trigger.CALLED_OFF, (_IDLE - {_P.ABSENT}) | {_P.PREPARING}, _P.ABSENT),
-    (Trigger.STOP, ALIVE_PHASES - _LEAVING - _STOPPING, _P.TERMINATING),
+    (Trigger.STOP, ALIVE_PHASES - _STOPPING, _P.TERMINATING),
     (Trigger.KILL, {_P.TERMINATING, _P.ENDING}, _P.KILLING),
     (Trigger.BACKING_OFF, ALIVE_PHASES | {_P.UNOBSERVED}, _P.BACKOFF),
     (Trigger.GIVE_UP, _IDLE | {_P.UNOBSERVED}, _P.GAVE_UP),

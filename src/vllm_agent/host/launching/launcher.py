@@ -183,7 +183,13 @@ class ManagedLauncher:
         """
         for task in self._tasks:
             task.cancel()
+        # Whoever uses it again, after a fault, has to be able to clear again.
+        self._clearing.clear()
         self._starter.close()
+
+    async def settled(self) -> None:
+        """Waits, not for ever, until no process is being started any more."""
+        await self._starter.settled()
 
     async def _start(self, attempt: Attempt, tell: Callable[[Event], None]) -> None:
         refused = await self._starter.start(attempt)
@@ -212,7 +218,9 @@ class ManagedLauncher:
                 is_told = True
                 await asyncio.sleep(RETRY_SECONDS)
         self._seen.discard(process)
-        self._clearing.pop(process)(Cleared(process))
+        tell = self._clearing.pop(process, None)
+        if tell is not None:
+            tell(Cleared(process))
 
     async def _clear(self, process: ProcessId | None) -> None:
         """Ends all of that launch, or of any launch of this server."""

@@ -40,6 +40,10 @@ SWEEP_SECONDS: Final = 30.0
 """Longest wait for the end of what an agent before this one left: SIGKILL takes milliseconds, and
 what it has not ended by then it will not end soon."""
 
+SPAWN_SECONDS: Final = 10.0
+"""How long another owner of the server waits for a process that is being started: it takes
+milliseconds, and what takes longer hangs with its disk."""
+
 _CONFIGURED_FILE: Final = "a file that the configuration of the server names"
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -98,6 +102,7 @@ class Starter:
         self._patience = patience()
         self._known_mark: Mark | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._spawning: asyncio.Future[tuple[Child, str]] | None = None
         self._is_swept = False
 
     def mark(self) -> Mark | None:
@@ -165,10 +170,17 @@ class Starter:
             self._patience.close()
         if attempt.is_given_up:
             raise _GivenUp
-        child, log_file = await in_thread(partial(self._spawn, plan), "spawn")
+        spawning = asyncio.ensure_future(in_thread(partial(self._spawn, plan), "spawn"))
+        self._spawning = spawning
         # It reaps itself, also when this is closed: another may follow for the same server.
-        child.watch()
+        spawning.add_done_callback(_watch)
+        child, log_file = await asyncio.shield(spawning)
         self._started(child.sighting, log_file)
+
+    async def settled(self) -> None:
+        """Waits until no process is being started, at most SPAWN_SECONDS."""
+        if self._spawning is not None and not self._spawning.done():
+            await asyncio.wait({self._spawning}, timeout=SPAWN_SECONDS)
 
     async def _prepare(self, model: str | None) -> LaunchPlan:
         plan = await self.plan(model)
@@ -241,3 +253,8 @@ class Starter:
             _LOGGER.exception("what a start left behind is not ended", extra=extra)
         text = f"a fault of the agent ({type(fault).__name__}): see its log, and report it"
         return Refusal(Reason.SPAWN_FAILED, text)
+
+
+def _watch(spawning: asyncio.Future[tuple[Child, str]]) -> None:
+    if not spawning.cancelled() and spawning.exception() is None:
+        spawning.result()[0].watch()
