@@ -461,15 +461,14 @@ def is_touched_by_a_reload_only_where_it_changed(folder: Path, models: Path) -> 
         assert "model" in answer["error"]["message"]
         assert is_serving(same.port)
         wait_serving(changed.port)
-        # Nobody asked for the end of what is managed no more, and it can be taken up again.
-        assert agent.main_pid(gone.name) == pids[gone.name]
-        assert "left running" in agent.log()
+        # Nobody would restart what is managed no more, and its port could not be used again.
+        assert agent.pids(gone.name) == []
+        assert "removed from the configuration" in agent.log()
         agent.configure(same, replace(changed, model=other), gone)
         assert agent.post("/-/reload", {})[0] == 200
-        agent.wait_running(gone.name, launches=1)
-        assert [agent.main_pid(one.name) for one in (same, gone)] == [
-            pids[one.name] for one in (same, gone)
-        ]
+        view = agent.wait_running(gone.name, launches=2)
+        assert (restarts(view), crashes(view)) == ({"agent": 1}, NO_CRASHES)
+        assert agent.main_pid(same.name) == pids[same.name]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -256,18 +257,19 @@ def test_what_is_no_bundle_is_left_alone_but_not_what_a_killed_writer_left(tmp_p
     ]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """No file of this process may become longer than a block, as on a disk that has one left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_told_and_leaves_no_half_of_a_file(tmp_path):
-    with pytest.raises(OSError, match="large"):
+    with full_disk(), pytest.raises(OSError, match="large"):
         EvidenceBundles(tmp_path).keep(ended_local_server("llama"), ending())
     assert list(folder(tmp_path).iterdir()) == []
 
