@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,15 @@ def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_driver(nvml_folder: Path, tmp_path: Path) -> FakeDriver:
     """A driver without devices, for programs started with its environment."""
     return FakeDriver(nvml_folder, tmp_path / "nvml_state")
+
+
+def pytest_configure() -> None:
+    """Takes SIGINT, which a shell ignores for all that it runs in the background.
+
+    What tests start inherits that, and would not end when they send it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

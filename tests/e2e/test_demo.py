@@ -42,8 +42,8 @@ class _Mark:
 
     @property
     def environ(self) -> dict[str, str]:
-        """This environment, with it."""
-        return {**os.environ, self._name: self._value}
+        """This environment, with it; without SPT_NOENV it goes where a title is set."""
+        return {**os.environ, self._name: self._value, "SPT_NOENV": "1"}
 
     def pids(self, part: str = "") -> list[int]:
         """What runs with it, and with `part` in its command line."""

@@ -16,6 +16,8 @@ import pytest
 
 from tests.e2e.agent_process import AgentProcess, wait_until
 from vllm_agent.demo.launch import StandIn, free_port, kill_all, write_checkpoint
+from vllm_agent.demo.standin.failures import FAILURES as STAND_IN_FAILURES
+from vllm_agent.demo.standin.failures import Moment
 from vllm_agent.lifecycle.reasons import Reason
 
 if TYPE_CHECKING:
@@ -193,6 +195,17 @@ FAILURES = {
 }
 
 
+def load_seconds(how: str) -> str:
+    """Long enough for a busy agent to see one that fails in the first fifth of its load."""
+    is_early = STAND_IN_FAILURES[how].moment in {
+        Moment.ARGUMENTS,
+        Moment.BIND,
+        Moment.FETCH_CONFIG,
+        Moment.CONFIGURE,
+    }
+    return "20" if is_early else "8"
+
+
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     """An agent that saw a server fail in each way."""
@@ -202,7 +215,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     with AgentProcess(folder, servers(*entries)) as agent:
         started = [
             StandIn.start(
-                *("--load-seconds", "5", "--fail-load", how),
+                *("--load-seconds", load_seconds(how), "--fail-load", how),
                 model="org/model",
                 port=port,
                 log=folder / f"{how}.log",
@@ -211,7 +224,11 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
         ]
         try:
             for how in FAILURES:
-                wait_until(lambda h=how: agent.state(h) == "crashed", f"{how} has failed")  # type: ignore[misc]
+                wait_until(
+                    lambda h=how: agent.state(h) == "crashed",  # type: ignore[misc]
+                    f"{how} has failed",
+                    timeout_seconds=60,
+                )
             yield agent
         finally:
             for server in started:

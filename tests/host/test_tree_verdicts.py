@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from tests.host.blind_proc import BlindProc
-from tests.host.tree_scene import Watched
+from tests.host.tree_scene import PATIENCE_SECONDS, Watched
 from tests.lifecycle.recorded_endings import RECORDING, RecordedEnding
 from tests.standin.measure import (
     _ACTION_AFTER_SECONDS,
@@ -78,14 +78,14 @@ async def follow(row: RecordedEnding) -> list[EndingEvidence]:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: close, sock=idle)
         act_on(server, row.name.rpartition("-")[0])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await close.is_noted.wait()
         # Clients that hold on keep a server that stops from ending.
         if row.was_asked_for:
             clients.close()
         await server.exited()
         for one in watches:
-            assert await one.tree.settled(5.0)
+            assert await one.tree.settled(PATIENCE_SECONDS)
         seen = [ending_evidence(one.tree.evidence()) for one in watches]
         for one in watches:
             one.tree.close()
