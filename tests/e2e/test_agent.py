@@ -123,7 +123,7 @@ def test_a_stand_in_dies_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_counters_and_history_survive_a_restart_of_the_agent(tmp_path: Path) -> None:
-    with StandIn.start("--load-seconds", "0") as server:
+    with StandIn.start("--load-seconds", "0").wait_serving() as server:
         with AgentProcess(tmp_path, external("a", server.url)) as agent:
             agent.wait_state("a", "running")
         with AgentProcess(tmp_path, external("a", server.url)) as agent:
