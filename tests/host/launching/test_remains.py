@@ -330,5 +330,20 @@ async def test_an_environment_is_read_once_unless_it_was_empty_or_may_be_a_forks
     # During an exec there is none.
     blocks[21] = blocks[23] = f"A=1\0{MARKER}=llama/1@owner\0".encode()
     assert await left(remains) == [MAIN, 21, 23]
-    assert sorted(asked) == [20, 21, 21, 22, 22, 23, 23]
+    empty = [21] * (1 + remains_module.EXEC_READS)
+    assert sorted(asked) == [20, *empty, 21, 22, 22, 23, 23]
+    remains.close()
+
+
+async def test_a_program_that_is_just_being_executed_is_asked_again_in_the_same_look(
+    host, monkeypatch
+):
+    host.add(21, 1, session=21, start=1001)
+    host.add(22, remains_module.KTHREADD, session=22, start=1001)
+    answers = {21: [b"", b"", f"A=1\0{MARKER}=llama/1@owner\0".encode()], 22: [b""]}
+    monkeypatch.setattr(
+        remains_module, "read_environ", lambda _, pid: answers[pid].pop(0) if pid > 20 else b"A=1\0"
+    )
+    remains = remains_of(host)
+    assert await left(remains) == [MAIN, 21]
     remains.close()

@@ -33,6 +33,14 @@ SETTLED_SECONDS: Final = 1.0
 """The environment of a process older than that is believed for good: one that is younger may be a
 fork that has the environment of its parent until it executes a program."""
 
+EXEC_READS: Final = 5
+EXEC_SECONDS: Final = 0.002
+"""How often, and how soon, an empty environment is read again: for less than a millisecond while a
+program is executed it is (seen in half of 2,000 tries right after a spawn)."""
+
+KTHREADD: Final = 2
+"""The parent of the kernel's own threads, which have no environment."""
+
 UNREADABLE_DROPPED: Final = "launch_process"
 """Processes whose environment could not be read in time, so that nobody knows whose they are."""
 
@@ -273,7 +281,7 @@ class Remains:
     ) -> tuple[ProcessStat, _Verdict]:
         """What a process says of itself. This may hang."""
         if self._mark is not None:
-            environ = read_environ(self._proc, stat.pid)
+            environ = self._environ(stat)
             if environ and b"=" in environ:
                 return stat, _Verdict.OWN if self._mark.is_in(environ) else _Verdict.OTHER
         # A component writes its title over its environment. There is none during an exec either.
@@ -282,6 +290,16 @@ class Remains:
             if line is not None and role_of(line.arguments) is not None:
                 return stat, _Verdict.OWN
         return stat, _Verdict.UNKNOWN
+
+    def _environ(self, stat: ProcessStat) -> bytes | None:
+        """The environment, asked again while a program is just being executed: then it is empty."""
+        environ = read_environ(self._proc, stat.pid)
+        for _ in range(EXEC_READS):
+            if environ is None or environ or stat.parent == KTHREADD:
+                break
+            time.sleep(EXEC_SECONDS)
+            environ = read_environ(self._proc, stat.pid)
+        return environ
 
 
 def _with_ancestors(pid: int, stats: Mapping[int, ProcessStat]) -> frozenset[int]:
