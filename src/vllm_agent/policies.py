@@ -51,11 +51,6 @@ def is_other_launch(before: ServerConfig, after: ServerConfig) -> bool:
     return _how_started(before) != _how_started(after)
 
 
-def is_to_stop(server: ServerConfig) -> bool:
-    """Whether a managed server ends with its agent."""
-    return server.mode is LifecycleMode.MANAGED and server.managed.stop_on_exit
-
-
 def _how_started(server: ServerConfig) -> tuple[object, ...]:
     managed = server.managed
     return (

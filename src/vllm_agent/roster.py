@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vllm_agent.config.match import is_at, matches
+from vllm_agent.discovered_stay import is_outdated, keep_seconds, surplus
 from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.host.local_server import LocalServer
 from vllm_agent.host.model_environment import read_environ
@@ -22,10 +23,11 @@ from vllm_agent.host.vllm_http import Target
 from vllm_agent.lifecycle.events import Asked, ProcessMissing
 from vllm_agent.lifecycle.management import Wish
 from vllm_agent.lifecycle.server_names import name_of
-from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
-from vllm_agent.policies import is_other_launch, is_to_stop, policy_of, policy_of_memory
+from vllm_agent.lifecycle.states import LifecycleMode
+from vllm_agent.policies import is_other_launch, policy_of, policy_of_memory
 from vllm_agent.roster_entry import DOWN_PHASES, Entry, supervised
-from vllm_agent.server_runner import ServerRunner, Watched
+from vllm_agent.runner_interfaces import Watched
+from vllm_agent.server_runner import ServerRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Memory, Policy
     from vllm_agent.observations import Instant, Sighting
     from vllm_agent.publication import Publication
-    from vllm_agent.snapshot import ServerSnapshot
     from vllm_agent.store import Store
 
 FIRST_LOOKS_AT_ONCE: Final = 64
@@ -46,16 +47,6 @@ FIRST_LOOKS_AT_ONCE: Final = 64
 
 LEAVE_CHECK_SECONDS: Final = 10.0
 """How often it is seen whether a discovered server's time is over: the shortest is minutes."""
-
-KEEP_FAILED_SECONDS: Final = 24 * 3600.0
-"""A discovered server that crashed or failed stays this long: its page must not resolve itself."""
-
-MAX_KEPT_PER_LIVING: Final = 1
-"""Discovered servers that ended, per one that may live: a crash loop under changing names must not
-fill the page for a day. The oldest leave early, counted."""
-
-KILL_SECONDS: Final = 15.0
-"""How long a server is waited for after SIGKILL when the agent ends: its driver may hold it."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -96,8 +87,10 @@ class Roster:
         """Begins to watch what is configured, and what an agent before this one discovered."""
         await self._add_all(self._config.servers)
         if self._config.discovery.enabled:
+            forget_after_seconds, now = self._config.discovery.forget_after_seconds, self._clock()
             for name, memory in (await self._store.recall_discovered()).items():
-                if name not in self._entries and not self._is_outdated(memory):
+                is_over = is_outdated(memory, forget_after_seconds, now)
+                if name not in self._entries and not is_over:
                     self._add_discovered(name, policy_of_memory(memory))
                     self._remember(name, memory)
 
@@ -194,27 +187,25 @@ class Roster:
         """Lets discovered servers leave when their time is over, until cancelled."""
         while True:
             await asyncio.sleep(LEAVE_CHECK_SECONDS)
-            now = self._clock()
+            forget_after_seconds, now = self._config.discovery.forget_after_seconds, self._clock()
             for name, entry in list(self._entries.items()):
                 life = entry.runner.snapshot.life
                 if entry.config is None and entry.phase in DOWN_PHASES:
                     down_seconds = now.unix_seconds - life.entered.unix_seconds
-                    if down_seconds >= self._keep_seconds(life.state):
+                    if down_seconds >= keep_seconds(life.state, forget_after_seconds):
                         await self._leave(name)
 
     async def end(self) -> None:
         """Ends all watching, and the managed servers that are to end with the agent."""
-        leaving = {}
-        for name, entry in list(self._entries.items()):
-            if entry.config is not None and is_to_stop(entry.config):
-                leaving[name] = entry
-            else:
+        entries = list(self._entries.values())
+        for entry in entries:
+            if not entry.is_to_stop:
                 # First of all: a signal to the agent and all servers at once, as systemd may send
                 # it, must not be taken for somebody's wish that they stay down.
                 entry.task.cancel()
-        await asyncio.gather(*(_stop(e, e.config) for e in leaving.values() if e.config))
-        for name in list(self._entries):
-            self._entries[name].task.cancel()
+        await asyncio.gather(*(entry.stop() for entry in entries if entry.is_to_stop))
+        for entry in entries:
+            entry.task.cancel()
         for name in list(self._entries):
             await self._end_entry(name)
 
@@ -374,7 +365,7 @@ class Roster:
         if server.mode is LifecycleMode.MANAGED:
             text = "removed from the configuration: it is stopped"
             _LOGGER.warning(text, extra={"server": name})
-            await _stop(self._entries[name], server)
+            await self._entries[name].stop()
         await self._end_entry(name)
         self._publication.remove(name)
 
@@ -388,18 +379,13 @@ class Roster:
         _LOGGER.info("forgotten", extra={"server": name})
 
     def _make_room(self) -> None:
-        """Bounds how many discovered servers that ended are kept; those that matter stay longest.
-
-        Anybody can start processes that look like a vLLM. They serve nothing, and nobody wants
-        them up, so they leave before a server whose crash somebody has to see.
-        """
+        """Bounds how many discovered servers that ended are kept."""
         down = [
-            (_importance(entry.runner.snapshot), name)
+            entry.runner.snapshot
             for name, entry in self._entries.items()
             if entry.config is None and entry.phase in DOWN_PHASES and name not in self._leaving
         ]
-        excess = len(down) - MAX_KEPT_PER_LIVING * self._config.discovery.max_servers
-        for _, name in sorted(down)[: max(0, excess)]:
+        for name in surplus(down, self._config.discovery.max_servers):
             self._count_dropped("servers")
             self._leaving.add(name)
             task = asyncio.create_task(self._leave(name))
@@ -409,33 +395,3 @@ class Roster:
         self._leaving.discard(name)
         if not task.cancelled() and task.exception() is not None:
             _LOGGER.error("could not forget a server", exc_info=task.exception())
-
-    def _keep_seconds(self, state: ServerState) -> float:
-        if state is ServerState.STOPPED:
-            return self._config.discovery.forget_after_seconds
-        return KEEP_FAILED_SECONDS
-
-    def _is_outdated(self, memory: Memory) -> bool:
-        if memory.phase not in DOWN_PHASES or memory.entered_unix_seconds is None:
-            return False
-        down_seconds = self._clock().unix_seconds - memory.entered_unix_seconds
-        stopped = memory.phase is Phase.ABSENT
-        state = ServerState.STOPPED if stopped else ServerState.CRASHED
-        return down_seconds >= self._keep_seconds(state)
-
-
-async def _stop(entry: Entry, server: ServerConfig) -> None:
-    """Stops a managed server that is watched no more; a hung one keeps nobody for ever."""
-    try:
-        async with asyncio.timeout(server.managed.stop_timeout_seconds + KILL_SECONDS):
-            await entry.runner.leave()
-    except TimeoutError:
-        text = "could not be stopped in time: it is left to the next agent"
-        _LOGGER.error(text, extra={"server": server.name})  # noqa: TRY400 - no fault of ours
-
-
-def _importance(server: ServerSnapshot) -> tuple[bool, bool, bool, float]:
-    """What makes a server that ended worth keeping, most of all that its crash pages somebody."""
-    life = server.life
-    is_paging = life.state is ServerState.CRASHED and bool(server.desired_up)
-    return is_paging and life.has_served, life.has_served, is_paging, life.entered.unix_seconds

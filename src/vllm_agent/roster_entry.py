@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.lifecycle.states import Phase
+from vllm_agent.lifecycle.states import LifecycleMode, Phase
 
 if TYPE_CHECKING:
     from vllm_agent.config.model import ServerConfig
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FAULT_PAUSE_SECONDS: Final = 5.0
 """Pause before a runner that ended by a fault of ours begins again."""
 
+KILL_SECONDS: Final = 15.0
+"""How long a server is waited for after SIGKILL when the agent ends: its driver may hold it."""
+
 DOWN_PHASES: Final = frozenset({Phase.ABSENT, Phase.CRASHED})
 """Phases in which a server that is only watched is not there."""
 
@@ -27,7 +30,7 @@ _ENDING: Final = frozenset({Phase.ENDING, Phase.OVERDUE})
 _LOGGER: Final = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
     """A server that is watched.
 
@@ -49,6 +52,14 @@ class Entry:
         """Where it is in its life."""
         return self.runner.snapshot.life.phase
 
+    @property
+    def is_to_stop(self) -> bool:
+        """Whether it ends with its agent."""
+        config = self.config
+        if config is None or config.mode is not LifecycleMode.MANAGED:
+            return False
+        return config.managed.stop_on_exit
+
     def is_held(self, proc: Proc) -> bool:
         """Whether a process that is not about to end belongs to it."""
         if self.holder is None:
@@ -60,6 +71,16 @@ class Entry:
         # What it was given last is in its inbox, if it is not its launch.
         is_new = launch is None or launch.process != self.holder
         return is_new or self.phase not in DOWN_PHASES | _ENDING
+
+    async def stop(self) -> None:
+        """Stops a managed server that is watched no more; a hung one keeps nobody for ever."""
+        server = self.runner.snapshot
+        try:
+            async with asyncio.timeout(server.policy.stop_timeout_seconds + KILL_SECONDS):
+                await self.runner.leave()
+        except TimeoutError:
+            text = "could not be stopped in time: it is left to the next agent"
+            _LOGGER.error(text, extra={"server": server.name})  # noqa: TRY400 - no fault of ours
 
 
 async def supervised(name: str, runner: ServerRunner) -> None:

@@ -1,16 +1,30 @@
-"""What a server's runner needs of the world: to look, to follow processes, to act, to remember."""
+"""What a server's runner needs: what is watched, and a world to look at, to act on, to remember."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_agent.lifecycle.events import Event
-    from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Transition
+    from vllm_agent.lifecycle.server_life import Ending, Launch, Memory, Policy, Transition
+    from vllm_agent.lifecycle.states import LifecycleMode
     from vllm_agent.observations import EngineFacts, Knock, ProbeRound, ProcessId, Sight, Sighting
     from vllm_agent.snapshot import ServerSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a runner needs to know of a server; `url` is empty where only a process will tell."""
+
+    name: str
+    mode: LifecycleMode
+    url: str
+    policy: Policy
+    interval_seconds: float
+    is_discovered: bool = False
 
 
 class Eyes(Protocol):

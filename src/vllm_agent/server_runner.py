@@ -7,9 +7,8 @@ here decides, and nothing else executes effects.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +20,6 @@ from vllm_agent.lifecycle.events import (
     CancelStart,
     ConnectionClosed,
     DropConnection,
-    EngineSeen,
     Follow,
     KeepConnection,
     KeepEvidence,
@@ -51,10 +49,11 @@ from vllm_agent.lifecycle.operations import (
     report_on_health,
     still_open,
 )
-from vllm_agent.lifecycle.pace import is_knocked_at, next_deadline_seconds
+from vllm_agent.lifecycle.pace import next_deadline_seconds
 from vllm_agent.lifecycle.server_life import Memory, ServerLife
 from vllm_agent.lifecycle.step import step
 from vllm_agent.look_plan import LookPlan
+from vllm_agent.looking import Looking
 from vllm_agent.observations import Probe
 from vllm_agent.open_requests import OpenRequests
 from vllm_agent.runner_log import RunnerLog
@@ -67,27 +66,12 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.events import Effect, Event, LaunchEffect
     from vllm_agent.lifecycle.operations import Answer
     from vllm_agent.lifecycle.server_life import Policy
-    from vllm_agent.lifecycle.states import LifecycleMode
     from vllm_agent.lifecycle.step import Step
-    from vllm_agent.observations import Instant, ProbeRound, ProcessId, Sighting
-    from vllm_agent.runner_interfaces import Eyes, Launcher, Processes, Recorder
+    from vllm_agent.observations import Instant, ProbeRound, Sighting
+    from vllm_agent.runner_interfaces import Eyes, Launcher, Processes, Recorder, Watched
 
 DROPPED_DRY_RUN: Final = "dry_run"
 """A restart that `restart.dry_run` kept the agent from."""
-
-_LOGGER: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """What a runner needs to know of a server; `url` is empty where only a process will tell."""
-
-    name: str
-    mode: LifecycleMode
-    url: str
-    policy: Policy
-    interval_seconds: float
-    is_discovered: bool = False
 
 
 class ServerRunner:
@@ -128,11 +112,18 @@ class ServerRunner:
         )
         self._memory: Memory | None = None
         self._is_forgotten = False
-        self._looking: asyncio.Task[None] | None = None
-        self._look_again = False
-        self._asking: asyncio.Task[None] | None = None
         self._log = RunnerLog(watched.name)
         self._plan = LookPlan(watched.interval_seconds, is_local=watched.policy.is_local)
+        self._looking = Looking(
+            eyes,
+            processes,
+            self._plan,
+            clock,
+            current=lambda: self._snapshot,
+            came=self._look_came,
+            failed=self._look_failed,
+            tell=self.tell,
+        )
         self._hold = IdleHold(
             eyes, clock, watched.interval_seconds, lambda: self.tell(ConnectionClosed())
         )
@@ -251,7 +242,7 @@ class ServerRunner:
 
     async def _look_first(self) -> None:
         async with self._first_looks:
-            self._start_look()
+            self._looking.start()
             while not self.first_look_done.is_set():
                 await self._turn()
         self._plan.spread(self._snapshot.life)
@@ -262,8 +253,8 @@ class ServerRunner:
             async with asyncio.timeout(self._wait_seconds()):
                 event, done = await self._inbox.get()
         except TimeoutError:
-            if self._looking is None and self._clock().monotonic_seconds >= self._plan.due_seconds:
-                self._start_look()
+            if self._clock().monotonic_seconds >= self._looking.due_seconds:
+                self._looking.start()
             else:
                 await self._handle(Ticked())
             return
@@ -277,10 +268,9 @@ class ServerRunner:
     def _wait_seconds(self) -> float | None:
         now = self._clock()
         deadline = next_deadline_seconds(self._snapshot.life, self._policy, now)
-        due = [] if deadline is None else [deadline]
-        if self._looking is None and self._plan.due_seconds != math.inf:
-            due.append(self._plan.due_seconds - now.monotonic_seconds)
-        return max(0.0, min(due)) if due else None
+        look = self._looking.due_seconds - now.monotonic_seconds
+        wait = look if deadline is None else min(look, deadline)
+        return None if wait == math.inf else max(0.0, wait)
 
     async def _handle(self, event: Event) -> None:
         now = self._clock()
@@ -294,8 +284,7 @@ class ServerRunner:
             self._plan.looked(result.life, self._policy, event.look, now)
         elif self._policy.is_local and _changes_pace(event, before, result.life):
             self._plan.paced(result.life, self._policy, now)
-        if self._look_again and self._looking is None:
-            self._start_look()
+        self._looking.resume()
         for effect in result.effects:
             self._execute(effect)
         if isinstance(event, Looked | Knocked | ProcessMissing):
@@ -331,13 +320,9 @@ class ServerRunner:
     def _execute(self, effect: Effect) -> None:
         match effect:
             case LookNow():
-                if self._looking is None:
-                    self._start_look()
-                else:
-                    self._look_again = True
+                self._looking.now()
             case AskEngine(process):
-                if self._asking is None:
-                    self._asking = asyncio.create_task(self._ask_engine(process))
+                self._looking.ask_engine(process)
             case KeepConnection():
                 self._hold.keep()
             case DropConnection():
@@ -380,60 +365,21 @@ class ServerRunner:
             case KeepEvidence(ending):
                 launcher.keep_evidence(ending, self._snapshot, self.tell)
 
-    def _start_look(self) -> None:
-        self._look_again = False
-        self._looking = asyncio.create_task(self._look(), name=f"look {self._watched.name}")
+    def _look_came(self, event: Looked | Knocked) -> None:
+        self.is_faulty = False
+        if isinstance(event, Looked):
+            self.last_look = event.look
+        self.tell(event)
 
-    async def _look(self) -> None:
-        now = self._clock()
-        try:
-            event = await self._knock_or_look(now)
-        except Exception:
-            # A fault of ours, not of the server: say so, and keep looking.
-            _LOGGER.exception("could not look", extra={"server": self._watched.name})
-            self.is_faulty = True
-            self._plan.postpone(now)
-            self._inbox.put_nowait((Ticked(), None))
-            self.first_look_done.set()
-        else:
-            self.is_faulty = False
-            if isinstance(event, Looked):
-                self.last_look = event.look
-            self.tell(event)
-        finally:
-            self._looking = None
-
-    async def _ask_engine(self, process: ProcessId) -> None:
-        try:
-            engine = await self._eyes.ask_engine()
-            if engine is not None:
-                self.tell(EngineSeen(process, engine))
-        finally:
-            self._asking = None
-
-    async def _knock_or_look(self, now: Instant) -> Looked | Knocked:
-        life = self._snapshot.life
-        launch = life.launch
-        if (
-            is_knocked_at(life, self._policy)
-            and self._processes is not None
-            and launch is not None
-            and launch.process is not None
-        ):
-            knock = await self._processes.knock()
-            if not knock.is_accepted:
-                return Knocked(launch.process, knock)
-        look = await self._eyes.look(
-            ask_models=self._plan.asks_models(life, now), ask_version=self._plan.asks_version
-        )
-        return Looked(look)
+    def _look_failed(self, began: Instant) -> None:
+        self.is_faulty = True
+        self._plan.postpone(began)
+        self.tell(Ticked())
+        self.first_look_done.set()
 
     async def _let_go(self) -> None:
-        tasks = [
-            task for task in (self._looking, self._asking, self._hold.drop()) if task is not None
-        ]
-        for task in tasks:
-            task.cancel()
+        connecting = self._hold.drop()
+        tasks = self._looking.cancel() + ([] if connecting is None else [connecting])
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._processes is not None:
             self._processes.close()

@@ -22,11 +22,10 @@ from vllm_agent.lifecycle.events import (
     StartServer,
     Terminate,
 )
-from vllm_agent.lifecycle.managed import IDLE_PHASES
 from vllm_agent.lifecycle.management import Wish
 from vllm_agent.lifecycle.operations import Request, answer
 from vllm_agent.lifecycle.reasons import Reason
-from vllm_agent.lifecycle.states import Phase
+from vllm_agent.lifecycle.states import IDLE_PHASES, Phase
 from vllm_agent.observations import ProbeCause, ProcessId
 
 ENDS = (KILLED, EXITED_1, TOLD_TO_STOP, UNEXPLAINED)

@@ -16,6 +16,7 @@ from vllm_agent import roster as roster_module
 from vllm_agent.config.choices import DiscoveryPage
 from vllm_agent.config.discovery import DiscoveryConfig
 from vllm_agent.config.model import Config, MatchConfig, ServerConfig
+from vllm_agent.discovered_stay import KEEP_FAILED_SECONDS, MAX_KEPT_PER_LIVING
 from vllm_agent.expose.api_writes import CannotForgetError
 from vllm_agent.host.local_host import LocalHost
 from vllm_agent.host.proc import CommandLine
@@ -33,12 +34,7 @@ from vllm_agent.observations import (
     VllmCommand,
 )
 from vllm_agent.publication import Publication
-from vllm_agent.roster import (
-    KEEP_FAILED_SECONDS,
-    LEAVE_CHECK_SECONDS,
-    MAX_KEPT_PER_LIVING,
-    Roster,
-)
+from vllm_agent.roster import LEAVE_CHECK_SECONDS, Roster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

@@ -33,7 +33,8 @@ from vllm_agent.observations import (
     SightKind,
     VllmCommand,
 )
-from vllm_agent.server_runner import ServerRunner, Watched
+from vllm_agent.runner_interfaces import Watched
+from vllm_agent.server_runner import ServerRunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -20,7 +20,8 @@ from vllm_agent.lifecycle.server_life import Policy
 from vllm_agent.lifecycle.states import LifecycleMode, Phase, ServerState
 from vllm_agent.lifecycle.supervision import QUIET_ENGINE_SECONDS
 from vllm_agent.observations import EngineFacts, ProbeCause
-from vllm_agent.server_runner import DROPPED_DRY_RUN, ServerRunner, Watched
+from vllm_agent.runner_interfaces import Watched
+from vllm_agent.server_runner import DROPPED_DRY_RUN, ServerRunner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

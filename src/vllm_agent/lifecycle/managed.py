@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from vllm_agent.lifecycle.server_life import Ending, Policy, ServerLife
     from vllm_agent.observations import Instant, ProcessId
 
-IDLE_PHASES: Final = frozenset(
-    {Phase.ABSENT, Phase.CRASHED, Phase.BACKOFF, Phase.REFUSED, Phase.GAVE_UP}
-)
-"""Phases in which no launch is there, and none is on its way."""
-
 STOPPING_PHASES: Final = frozenset({Phase.TERMINATING, Phase.KILLING, Phase.OVERDUE})
 """Phases in which a launch is on its way out and the agent sees to it."""
 

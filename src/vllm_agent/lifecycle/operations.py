@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.lifecycle.managed import IDLE_PHASES
 from vllm_agent.lifecycle.management import Wish
-from vllm_agent.lifecycle.states import ALIVE_PHASES, Phase
+from vllm_agent.lifecycle.states import IDLE_PHASES, SERVABLE_PHASES, Phase
 
 if TYPE_CHECKING:
     from vllm_agent.lifecycle.reasons import Reason
     from vllm_agent.lifecycle.server_life import ServerLife
 
-_STARTED: Final = ALIVE_PHASES - {
-    Phase.TERMINATING,
-    Phase.KILLING,
-    Phase.ENDING,
-    Phase.OVERDUE,
-}
 _FAILED_STARTS: Final = frozenset({Phase.REFUSED, Phase.BACKOFF, Phase.GAVE_UP})
 
 
@@ -145,6 +138,6 @@ def _started(life: ServerLife, request: Request) -> Answer | None:
     if life.phase in _FAILED_STARTS and has_tried:
         return Answer(Outcome.FAILED, life.detail, life.reason)
     is_new = life.tally.launches > request.launches
-    if life.phase in _STARTED and (is_new or request.wish is Wish.START):
+    if life.phase in SERVABLE_PHASES and (is_new or request.wish is Wish.START):
         return Answer(Outcome.DONE, "it is there")
     return None

@@ -112,6 +112,20 @@ ALIVE_PHASES: Final = frozenset(
 """Phases in which the launch is known to be there."""
 
 
+SERVABLE_PHASES: Final = ALIVE_PHASES - {
+    Phase.ENDING,
+    Phase.OVERDUE,
+    Phase.TERMINATING,
+    Phase.KILLING,
+}
+"""Phases in which the launch is there and not on its way out."""
+
+IDLE_PHASES: Final = frozenset(
+    {Phase.ABSENT, Phase.CRASHED, Phase.BACKOFF, Phase.REFUSED, Phase.GAVE_UP}
+)
+"""Phases in which no launch is there, and none is on its way."""
+
+
 class Initiator(StrEnum):
     """Who caused a launch after the first."""
 

@@ -21,10 +21,10 @@ from vllm_agent.lifecycle.events import (
 )
 from vllm_agent.lifecycle.guarded import Guarded
 from vllm_agent.lifecycle.launches import needs_unit
-from vllm_agent.lifecycle.managed import IDLE_PHASES, is_being_stopped
+from vllm_agent.lifecycle.managed import is_being_stopped
 from vllm_agent.lifecycle.management import Replacement, Stop, Trouble
 from vllm_agent.lifecycle.reasons import Reason
-from vllm_agent.lifecycle.states import Initiator, Phase
+from vllm_agent.lifecycle.states import IDLE_PHASES, SERVABLE_PHASES, Initiator, Phase
 from vllm_agent.lifecycle.transitions import Trigger
 
 if TYPE_CHECKING:
@@ -71,9 +71,6 @@ HOPELESS_REASONS: Final = frozenset(
 )
 """Reasons that starting again does not heal."""
 
-_STOPPABLE: Final = frozenset(
-    {Phase.UNREACHED, Phase.LOADING, Phase.STALLED, Phase.READY, Phase.UNREADY}
-)
 _RETRIED: Final = frozenset({Phase.BACKOFF, Phase.REFUSED, Phase.CRASHED})
 
 
@@ -112,7 +109,7 @@ def due(life: ServerLife, policy: Policy, now: Instant) -> Due | None:
         return Due(Act.CANCEL) if is_unwanted else None
     if is_being_stopped(life):
         return _due_stopping(life, management, policy, now)
-    if life.phase in _STOPPABLE:
+    if life.phase in SERVABLE_PHASES:
         return _due_alive(life, management, policy, now)
     is_ending = life.phase in {Phase.ENDING, Phase.OVERDUE}
     return _due_ending(life, management, policy, now) if is_ending else None

@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.lifecycle.states import ALIVE_PHASES, Phase
+from vllm_agent.lifecycle.states import ALIVE_PHASES, IDLE_PHASES, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -78,7 +78,6 @@ _P = Phase
 _ALL: Final = frozenset(Phase)
 _LEAVING: Final = frozenset({_P.ENDING, _P.OVERDUE})
 _STOPPING: Final = frozenset({_P.TERMINATING, _P.KILLING})
-_IDLE: Final = frozenset({_P.ABSENT, _P.CRASHED, _P.BACKOFF, _P.REFUSED, _P.GAVE_UP})
 _NOT_STARTED: Final = frozenset({_P.PREPARING, _P.BACKOFF, _P.REFUSED, _P.GAVE_UP})
 _JUDGED: Final = _ALL - _LEAVING - _STOPPING - _NOT_STARTED
 
@@ -100,13 +99,13 @@ _MOVES: Final[tuple[tuple[Trigger, Iterable[Phase], Phase], ...]] = (
     (Trigger.OVERDUE, {_P.ENDING, _P.KILLING}, _P.OVERDUE),
     (Trigger.ENDED_STOPPED, ALIVE_PHASES | {_P.UNOBSERVED}, _P.ABSENT),
     (Trigger.ENDED_CRASHED, ALIVE_PHASES | {_P.UNOBSERVED}, _P.CRASHED),
-    (Trigger.START, _IDLE, _P.PREPARING),
+    (Trigger.START, IDLE_PHASES, _P.PREPARING),
     (Trigger.START_REFUSED, {_P.PREPARING}, _P.REFUSED),
-    (Trigger.CALLED_OFF, (_IDLE - {_P.ABSENT}) | {_P.PREPARING}, _P.ABSENT),
+    (Trigger.CALLED_OFF, (IDLE_PHASES - {_P.ABSENT}) | {_P.PREPARING}, _P.ABSENT),
     (Trigger.STOP, ALIVE_PHASES - _STOPPING, _P.TERMINATING),
     (Trigger.KILL, {_P.TERMINATING, _P.ENDING}, _P.KILLING),
     (Trigger.BACKING_OFF, ALIVE_PHASES | {_P.UNOBSERVED}, _P.BACKOFF),
-    (Trigger.GIVE_UP, _IDLE | {_P.UNOBSERVED}, _P.GAVE_UP),
+    (Trigger.GIVE_UP, IDLE_PHASES | {_P.UNOBSERVED}, _P.GAVE_UP),
 )
 
 
