@@ -4,11 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+# With LABELLED each line of output says which tests it is from.
+pytest = set -o pipefail; $(BIN)/python -m pytest $(2) $(if $(LABELLED),2>&1 | sed --unbuffered 's/^/$(1): /')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps demo test test-agent test-parts test-standin check format docs bench test-vllm test-vllm-all test-gpu clean
+.PHONY: help setup deps demo test test-agent test-pipeline test-parts test-standin check format docs dashboards rules bench test-vllm test-vllm-all soak test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,15 +29,18 @@ deps: ## Debian packages that the full tests use (root; starts no service)
 demo: setup ## stand-in vLLM servers that load, crash and come back, watched live
 	$(BIN)/vllm-agent demo
 
-# The first half waits, most of the time, for what servers do: both take half as long at once.
+# One waits for servers, one for Prometheus, one computes: together they take as long as the longest.
 test: setup ## the tests (needs neither a GPU nor a network)
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target test-agent test-parts
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 LABELLED=yes test-agent test-pipeline test-parts
 
 test-agent: setup ## of the tests those of the agent and its servers as processes
-	$(BIN)/python -m pytest tests/e2e
+	$(call pytest,agent,tests/e2e)
+
+test-pipeline: setup ## of the tests those of alerts, dashboards and deployment
+	$(call pytest,pipeline,tests/pipeline)
 
 test-parts: setup ## of the tests all others
-	$(BIN)/python -m pytest --ignore=tests/e2e
+	$(call pytest,parts,--ignore=tests/e2e --ignore=tests/pipeline)
 
 test-standin: setup ## the stand-in vLLM against what was recorded of the real one
 	$(BIN)/python -m pytest tests/standin
@@ -55,6 +60,12 @@ format: setup ## formats the code and rewrites generated files
 docs: setup ## rewrites generated files only
 	$(BIN)/python -m tests.generated
 
+dashboards: setup ## rewrites the Grafana dashboards only
+	$(BIN)/python -m dashboards
+
+rules: setup ## rewrites the alert rules only
+	$(BIN)/python -m alerts
+
 bench: setup ## the bars, beside peers, as one table
 	$(BIN)/python -m benchmarks
 
@@ -65,6 +76,9 @@ test-vllm: setup ## a real vLLM on the CPU, a handful of launches (builds its en
 test-vllm-all: setup ## a real vLLM on the CPU, every way of ending, idle and with streams
 	$(PYTHON) tests/vllm/prepare.py
 	$(BIN)/python -m pytest tests/vllm -rP
+
+soak: setup ## random operations on managed servers, and half an hour without a wrong page
+	$(BIN)/python -m pytest tests/e2e tests/pipeline -m soak -rP
 
 test-gpu: setup ## a real NVIDIA GPU and its driver, where this machine has them
 	$(BIN)/python -m pytest tests/gpu -rP
