@@ -12,7 +12,6 @@ import pytest
 from tests.fake_nvml import FakeDriver, build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -39,8 +38,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
-    """Skips a test by the name of the program it needs and the machine has not."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out long runs nobody asked for, and skips what needs a program that is not there."""
+    if "soak" not in config.option.markexpr:
+        long_runs = [item for item in items if item.get_closest_marker("soak") is not None]
+        config.hook.pytest_deselected(items=long_runs)
+        items[:] = [item for item in items if item not in long_runs]
     for item in items:
         for marker in item.iter_markers("needs"):
             for program in marker.args:
