@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps demo test test-agent test-pipeline test-parts test-standin check format docs dashboards rules bench test-vllm test-vllm-all soak test-gpu clean
+.PHONY: help setup deps demo test test-agent test-pipeline test-parts test-standin check format docs dashboards rules previews bench test-vllm test-vllm-all soak test-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ dashboards: setup ## rewrites the Grafana dashboards only
 
 rules: setup ## rewrites the alert rules only
 	$(BIN)/python -m alerts
+
+previews: setup ## draws the pictures of the dashboards in docs/ (needs Debian's chromium)
+	$(BIN)/python -m tests.previews
 
 bench: setup ## the bars, beside peers, as one table
 	$(BIN)/python -m benchmarks
