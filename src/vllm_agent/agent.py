@@ -273,7 +273,7 @@ class _Agent:
     async def _become_ready(self, publication: Publication) -> None:
         if self._discovery is not None:
             await self._discovery.first_look_done.wait()
-            self._roster.first_look_over(self._discovery.strays)
+            self._roster.first_look_over(self._discovery.strays, is_blind=self._discovery.is_blind)
         await self._roster.wait_first_looks()
         try:
             async with asyncio.timeout(GPU_SECONDS):

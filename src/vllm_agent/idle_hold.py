@@ -40,6 +40,8 @@ class IdleHold:
         is_allowed = self._clock().monotonic_seconds >= self._not_before_seconds
         if self._connecting is None and is_allowed:
             self._connecting = asyncio.create_task(self._connect())
+            # Also of one that was cancelled before it began.
+            self._connecting.add_done_callback(self._connected)
 
     def drop(self) -> asyncio.Task[None] | None:
         """Closes it; the task is what is still on its way out."""
@@ -50,10 +52,10 @@ class IdleHold:
         return connecting
 
     async def _connect(self) -> None:
-        try:
-            await self._eyes.hold(self._closed)
-        finally:
-            self._connecting = None
+        await self._eyes.hold(self._closed)
+
+    def _connected(self, _: asyncio.Task[None]) -> None:
+        self._connecting = None
 
     def _closed(self, lived_seconds: float) -> None:
         if lived_seconds < CONNECTION_PAUSE_SECONDS:

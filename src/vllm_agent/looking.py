@@ -85,6 +85,8 @@ class Looking:
         tasks = [task for task in (self._look, self._question) if task is not None]
         for task in tasks:
             task.cancel()
+        # One that has not begun never comes to its end.
+        self._look = self._question = None
         return tasks
 
     async def _run(self) -> None:

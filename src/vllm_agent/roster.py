@@ -140,10 +140,13 @@ class Roster:
             if entry.local is not None:
                 entry.local.arrived(stats)
 
-    def first_look_over(self, strays: Sequence[ProcessStat] = ()) -> None:
+    def first_look_over(
+        self, strays: Sequence[ProcessStat] = (), *, is_blind: bool = False
+    ) -> None:
         """Every process of the host was looked at once; `strays` are components without a main one.
 
-        Those of a server that ended while no agent watched are known by their session.
+        Those of a server that ended while no agent watched are known by their session. `is_blind`:
+        the processes of the host cannot be seen from here.
         """
         for entry in self._entries.values():
             if entry.local is None:
@@ -153,7 +156,7 @@ class Roster:
                 entry.local.adopt_orphans(entry.remembered, left, entry.runner.tell)
             # Of a managed one its runner finds out, and tells itself.
             if not entry.is_seen and entry.launcher is None:
-                entry.runner.tell(ProcessMissing())
+                entry.runner.tell(ProcessMissing(is_blind))
 
     async def wait_first_looks(self) -> None:
         """Waits until every server that is there now was looked at once."""

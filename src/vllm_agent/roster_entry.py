@@ -65,8 +65,8 @@ class Entry:
         if self.holder is None:
             return False
         if not self.is_seen:
-            # Of an agent before this one: it may be gone.
-            return proc.is_same(self.holder)
+            # Of an agent before this one: it may be gone, or a zombie that nobody reaps.
+            return proc.is_alive(self.holder)
         launch = self.runner.snapshot.life.launch
         # What it was given last is in its inbox, if it is not its launch.
         is_new = launch is None or launch.process != self.holder

@@ -112,8 +112,12 @@ class ServerSnapshot:
 
     @property
     def desired_up(self) -> bool | None:
-        """Whether somebody wants it up; None where nobody said so (an ad-hoc server)."""
-        return self.life.is_desired if self.policy.is_wanted else None
+        """Whether somebody wants it up; None where nobody said so (an ad-hoc server).
+
+        False in maintenance, also of an ad-hoc server: its tickets are to end like pages do.
+        """
+        is_told = self.policy.is_wanted or self.life.is_in_maintenance
+        return self.life.is_desired if is_told else None
 
     def after(self, event: Event, now: Instant) -> ServerSnapshot:
         """The same with what `event` tells, beside what it decides."""

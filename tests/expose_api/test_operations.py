@@ -14,7 +14,7 @@ from tests.expose_api.test_http_api import error_of
 from vllm_agent.config.model_id import MAX_MODEL_LENGTH
 from vllm_agent.expose import api_operations
 from vllm_agent.expose.advice import advice_on_server
-from vllm_agent.expose.api_operations import PATIENCE_SECONDS
+from vllm_agent.expose.api_operations import LOOK_SECONDS, PATIENCE_SECONDS
 from vllm_agent.expose.managed_request import MAX_PATIENCE_SECONDS
 from vllm_agent.expose.operations import CannotReloadError, CannotServeError, NotManagedError
 from vllm_agent.lifecycle.management import Management, Wish
@@ -368,6 +368,63 @@ async def test_every_write_over_tcp_is_refused_with_its_command(  # noqa: PLR091
         error = await error_of(response)
         assert (error["code"], error["hint"]) == ("read_only", f"On that host run: {command}")
     assert (fake.asked, fake.asked_health) == ([], [])
+
+
+# --- while the agent begins
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_a_request_while_the_agent_begins_waits_until_the_server_is_known(
+    control, fake, write
+) -> None:
+    fake.show(is_ready=False)
+    body = b'{"model": "org/new"}' if write == "model" else b""
+    asking = asyncio.create_task(control.post(f"{SERVER}/{write}", data=body))
+
+    done, _ = await asyncio.wait({asking}, timeout=3 * LOOK_SECONDS)
+    assert not done
+    assert (fake.asked, fake.asked_health) == ([], [])
+    fake.show(managed_server(), is_ready=False)
+
+    assert (await asking).status == 200
+    assert len(fake.asked) + len(fake.asked_health) == 1
+
+
+async def test_it_waits_no_longer_than_the_agent_needs_to_begin(control, fake, monkeypatch) -> None:
+    monkeypatch.setattr(api_operations, "BEGINNING_SECONDS", 3600.0)
+    fake.show(is_ready=False)
+    asking = asyncio.create_task(control.post(f"{SERVER}/start"))
+    done, _ = await asyncio.wait({asking}, timeout=3 * LOOK_SECONDS)
+    assert not done
+    fake.show(server("watched"))
+
+    async with asyncio.timeout(HANG_SECONDS):
+        response = await asking
+
+    assert (response.status, (await error_of(response))["code"]) == (404, "unknown_server")
+
+
+async def test_an_agent_that_is_never_ready_answers_all_the_same(
+    control, fake, monkeypatch
+) -> None:
+    monkeypatch.setattr(api_operations, "BEGINNING_SECONDS", 0.01)
+    fake.show(is_ready=False)
+
+    async with asyncio.timeout(HANG_SECONDS):
+        response = await control.post(f"{SERVER}/start")
+
+    assert (response.status, (await error_of(response))["code"]) == (404, "unknown_server")
+    assert fake.asked == []
+
+
+async def test_an_agent_that_has_begun_answers_at_once(control, fake, monkeypatch) -> None:
+    monkeypatch.setattr(api_operations, "LOOK_SECONDS", 3600.0)
+    async with asyncio.timeout(HANG_SECONDS):
+        unknown = await control.post("/api/v1/servers/nobody/start")
+        fake.show(managed_server(), is_ready=False)
+        known = await control.post(f"{SERVER}/start")
+
+    assert (unknown.status, known.status) == (404, 200)
 
 
 # --- reload

@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -578,3 +579,17 @@ def test_a_thousand_launches_leave_nothing_behind(tmp_path):
     print("fds and bytes after each 100 launches:", sizes)
     assert sizes[-1][0] == sizes[1][0]
     assert sizes[-1][1] < sizes[1][1] + 100_000  # 100 bytes a launch would be a leak
+
+
+def test_a_zombie_is_there_and_not_alive(spawn):
+    process = spawn("sh", "serve")
+    proc = Proc()
+    stat = proc.stat(process.pid)
+    assert stat is not None
+    identity = proc.identify(stat)
+    assert proc.is_same(identity)
+    assert proc.is_alive(identity)
+    make_zombie(process)
+    assert proc.is_same(identity)
+    assert not proc.is_alive(identity)
+    assert not proc.is_alive(replace(identity, boot_id="of another boot"))

@@ -77,6 +77,33 @@ async def opened(
     return log
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_the_log_that_the_agent_made_for_a_launch_is_read_from_its_start(
+    server: StandIn, tmp_path: Path, *, is_new: bool
+):
+    """In any other, lines without a process and a time may be of the launch before."""
+    path = tmp_path / "own.log"
+    append(path, BARE)
+    causes = []
+    for one in (dataclasses.replace(seen(server), log_file=str(path)), seen(server)):
+        log = LaunchLog(
+            one,
+            Proc(),
+            lambda _: None,
+            is_new=is_new,
+            read_secrets=lambda: Secrets.of(()),
+            log_file=None if one.log_file else str(path),
+        )
+        log.open()
+        await log.finish(now().monotonic_seconds, ())
+        causes.append(log.cause())
+        log.close()
+    own, configured = causes
+    assert own is not None
+    assert own.reason is Reason.PORT_IN_USE
+    assert configured is None
+
+
 async def test_the_output_of_a_server_is_its_log(server: StandIn):
     dropped: list[str] = []
     log = await opened(server, dropped)

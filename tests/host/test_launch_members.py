@@ -113,6 +113,34 @@ async def test_number_that_the_launch_uses_again_is_a_new_member(host):
     ]
 
 
+async def test_an_end_that_is_told_twice_counts_once(host):
+    host.add(11, 10, "VLLM::EngineCore", ticks=100)
+    watched = follow(host)
+    watched.tree.refresh()
+    for at_seconds, status in ((1.0, 9), (2.0, None)):
+        host.end(11, at_seconds, status)
+    await asyncio.sleep(0)
+    gone = [event for event in watched.events if isinstance(event, ComponentGone)]
+    assert len(gone) == 1
+    [ended] = watched.tree.evidence().exits
+    assert (ended.at_seconds, ended.wait_status) == (1.0, 9)
+    assert watched.tree.pids == (10,)
+    assert watched.tree.cpu_seconds == 1.0
+
+
+async def test_a_late_word_of_an_end_leaves_whoever_has_the_number_now(host):
+    host.add(11, 10, "VLLM::EngineCore")
+    watched = follow(host)
+    old = host.watches[11]
+    watched.tree.arrived([host.add(11, 10, "VLLM::Worker", start=9_000)])
+    # Its watch was closed, and had its call under way.
+    old.on_exit(1.0, 0)
+    assert 11 in watched.tree.pids
+    assert [gone.role for gone in watched.tree.evidence().exits] == [ENGINE]
+    host.end(11)
+    assert 11 not in watched.tree.pids
+
+
 async def test_zombie_never_becomes_a_member(host):
     host.add(11, 10, state="Z")
     assert follow(host).tree.pids == (10,)

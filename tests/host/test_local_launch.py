@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from vllm_agent.host.local_server import LocalServer
 from vllm_agent.host.proc import Proc
 from vllm_agent.host.secrets import MAX_SECRETS
 from vllm_agent.host.vllm_http import Target
+from vllm_agent.lifecycle.ending import judge
 from vllm_agent.lifecycle.events import EndBegan, EndSettled, LoadLooked
 from vllm_agent.lifecycle.reasons import Reason
 from vllm_agent.observations import ProcessTree, VllmCommand
@@ -285,6 +287,23 @@ async def test_a_stranger_that_could_not_be_found_is_looked_for_again_when_it_ha
         followed.write(PORT_IN_USE)
         assert (await followed.events.evidence()).port_holder == ""
         assert search.pids == [followed.process.pid, os.getpid()]
+
+
+async def test_a_stranger_that_is_looked_for_once_the_process_is_gone_is_unknown(tmp_path, caplog):
+    host, _ = a_host()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with following(host, log=tmp_path / "vllm.log", port=port) as followed:
+        await followed.log_is_open()
+        followed.write(PORT_IN_USE)
+        followed.process.wait(PATIENCE_SECONDS)
+        followed.launch.note_stranger()
+        evidence = await followed.events.evidence()
+    assert (evidence.logged_cause, evidence.port_holder) == (Reason.PORT_IN_USE, "")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    verdict = judge(evidence)
+    assert verdict.reason is Reason.PORT_IN_USE
+    assert not any("held by" in told for told in verdict.evidence)
 
 
 async def test_an_end_ends_the_watch_of_its_load(tmp_path, monkeypatch):

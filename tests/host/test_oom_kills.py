@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_agent.host.oom_kills import MAX_LEVELS_BETWEEN, OomKills
+from vllm_agent.host.oom_kills import LAUNCH_PREFIX, MAX_LEVELS_BETWEEN, OomKills
 from vllm_agent.host.proc import Proc
 from vllm_agent.observations import SightKind
 
@@ -57,6 +57,40 @@ def test_count_is_that_of_the_memory_cgroup(tmp_path, text, place, name):
     put(tmp_path / place, name, 6)
     assert (kills.read(), kills.risen()) == (6, 2)
     assert kills.sight().is_visible
+
+
+@pytest.mark.parametrize(
+    ("above", "place"),
+    [
+        ("/system.slice/agent.service", "system.slice/agent.service"),
+        ("", ""),
+        ("/../agent.scope", "pod/agent.scope"),
+    ],
+    ids=["unit", "root of a container", "beside the agent's own"],
+)
+@pytest.mark.parametrize("mount", ["", "unified"])
+def test_kills_of_a_launch_of_the_agent_are_counted_by_the_group_around_its_own(
+    tmp_path, above, place, mount
+):
+    name = f"{LAUNCH_PREFIX}-12-345"
+    (tmp_path / mount / place / name).mkdir(parents=True)
+    put(tmp_path / mount / place, V2, 1)
+    kills = OomKills(f"0::{above}/{name}\n", tmp_path)
+    put(tmp_path / mount / place, V2, 3)
+    assert (kills.read(), kills.risen()) == (3, 2)
+    assert kills.sight().is_visible
+
+
+def test_a_unit_of_the_agent_itself_counts_for_itself(tmp_path):
+    put(tmp_path / "system.slice" / "vllm-agent.service", V2, 1)
+    put(tmp_path / "system.slice", V2, 9)
+    assert OomKills("0::/system.slice/vllm-agent.service\n", tmp_path).read() == 1
+
+
+def test_the_group_of_a_launch_hides_no_controller_of_version_1(tmp_path):
+    put(tmp_path / "memory" / "docker", V1, 2)
+    text = f"5:memory:/docker\n0::/docker/{LAUNCH_PREFIX}-12-345\n"
+    assert OomKills(text, tmp_path).read() == 2
 
 
 @pytest.mark.parametrize("levels", range(MAX_LEVELS_BETWEEN + 1))

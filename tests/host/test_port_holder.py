@@ -44,6 +44,14 @@ def test_the_process_that_listens_on_a_unix_socket_is_named(tmp_path: Path):
         assert f"(PID {os.getpid()})" in port_holder(Proc(), os.getpid(), VllmCommand(uds=path))
 
 
+def test_of_a_process_that_has_ended_nothing_is_known():
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = VllmCommand(port=listener.getsockname()[1])
+        assert port_holder(Proc(), ended.pid, command) == ""
+
+
 def test_a_free_port_is_held_by_nobody():
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

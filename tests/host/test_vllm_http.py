@@ -475,6 +475,82 @@ class TestReuse:
         assert [r.cause for r in found.results] == [ProbeCause.BAD_BODY, None]
 
 
+class TestEngine:
+    async def test_only_metrics_are_asked_for_it_and_no_connection_is_kept(self):
+        requests: list[Seen] = []
+        sockets = open_sockets()
+        async with recorded_vllm(requests) as port:
+            http = VllmHttp(target(port), now)
+            engine = await http.ask_engine()
+            assert engine is not None
+            look = await http.look(ask_models=False)
+            assert look.metrics is not None
+            assert engine == look.metrics.engine
+        assert [r.path for r in requests] == ["/metrics", "/health", "/metrics"]
+        assert len({r.peer for r in requests}) == 2
+        assert open_sockets() == sockets
+
+    async def test_it_is_waited_for_longer_than_a_look_takes(self):
+        is_over = asyncio.Event()
+
+        async def talk(reader, writer):
+            path, _ = await read_request(reader)
+            if path == "/metrics":
+                await is_over.wait()
+                writer.write(ok(PAGE))
+            else:
+                with contextlib.suppress(asyncio.IncompleteReadError):
+                    await read_request(reader)
+
+        async with raw_server(talk) as port:
+            flooded = target(port, timeout_seconds=0.05)
+            asking = asyncio.create_task(VllmHttp(flooded, now).ask_engine())
+            for _ in range(2):
+                assert cause_of(await look(flooded)) is ProbeCause.TIMEOUT
+            assert not asking.done()
+            is_over.set()
+            assert await asking is not None
+
+    async def test_one_that_says_nothing_is_not_waited_for_without_end(self, monkeypatch):
+        monkeypatch.setattr(vllm_http, "ENGINE_SECONDS", 0.05)
+        is_over = asyncio.Event()
+
+        async def talk(reader, writer):
+            del writer
+            await read_request(reader)
+            await is_over.wait()
+
+        sockets = open_sockets()
+        async with raw_server(talk) as port:
+            assert await VllmHttp(target(port), now).ask_engine() is None
+            is_over.set()
+        assert open_sockets() == sockets
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            ok(b"<html>\n"),
+            ok(b"no\n", status="500 Dead"),
+            ok(b"x" * (MAX_ROUND_BYTES + 1)),
+            b"",
+            b"junk\r\n\r\n",
+        ],
+        ids=["other page", "error", "too large", "closed", "no HTTP"],
+    )
+    async def test_an_answer_that_tells_nothing_is_none(self, answer):
+        async def talk(reader, writer):
+            await read_request(reader)
+            writer.write(answer)
+
+        async with raw_server(talk) as port:
+            assert await VllmHttp(target(port), now).ask_engine() is None
+
+    async def test_nobody_who_listens_is_none(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        assert await VllmHttp(target(port), now).ask_engine() is None
+
+
 class TestModels:
     @pytest.mark.parametrize("status", [401, 403])
     async def test_refused_key_is_no_evidence(self, status):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -312,6 +313,18 @@ def operate(scene: Scene, reload: Reload | None = None) -> RosterOperations:
     return RosterOperations(scene.roster, cast("Reload", reload))
 
 
+def reloading(scene: Scene, told_again: Callable[[], None] = lambda: None) -> Reload:
+    return Reload(
+        Config(),
+        None,
+        {},
+        roster=scene.roster,
+        publication=scene.publication,
+        clock=now,
+        told_again=told_again,
+    )
+
+
 def test_only_a_managed_server_is_started_and_stopped() -> None:
     async def main() -> None:
         async with watching(managed("a"), monitored("c", port=1)) as scene:
@@ -346,15 +359,7 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(
             await settle(scene)
             host.done.clear()
             told: list[str] = []
-            reload = Reload(
-                Config(),
-                None,
-                {},
-                roster=scene.roster,
-                publication=scene.publication,
-                clock=now,
-                told_again=lambda: told.append("again"),
-            )
+            reload = reloading(scene, lambda: told.append("again"))
             with pytest.raises(CannotReloadError, match=r"c\.yml:3"):
                 await operate(scene, reload).reload()
             assert not scene.publication.current().is_config_load_successful
@@ -374,6 +379,63 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(
             assert snapshot.config_load_unix_seconds == now().unix_seconds
             assert told == ["again"]
             assert [runner.snapshot.name for runner in scene.roster.runners] == ["b"]
+
+    run_virtually(main())
+
+
+def test_what_a_new_configuration_ignores_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def load(*_: object) -> Config:
+        return Config(warnings=("x.yml: one thing", "x.yml: another"))
+
+    monkeypatch.setattr(operations, "load_afresh", load)
+
+    async def main() -> None:
+        async with watching() as scene:
+            await reloading(scene).now()
+
+    run_virtually(main())
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [vars(record)["detail"] for record in warnings] == ["x.yml: one thing", "x.yml: another"]
+
+
+def test_reloads_at_once_follow_each_other_and_the_last_one_holds(
+    monkeypatch: pytest.MonkeyPatch, host: FakeHost
+) -> None:
+    files: list[Config | Exception] = [
+        Config(servers=(managed("a", managed=ManagedConfig(args=("--seed", "1"))), managed("b"))),
+        ConfigError((Problem("c.yml", 3, "servers", "is wrong"),)),
+        Config(servers=(managed("a", managed=ManagedConfig(args=("--seed", "2"))),)),
+    ]
+    under_way = 0
+
+    async def load(*_: object) -> Config:
+        nonlocal under_way
+        under_way += 1
+        assert under_way == 1
+        await asyncio.sleep(1.0)
+        under_way -= 1
+        config = files.pop(0)
+        if isinstance(config, Exception):
+            raise config
+        return config
+
+    monkeypatch.setattr(operations, "load_afresh", load)
+
+    async def main() -> None:
+        async with watching(managed("a")) as scene:
+            await settle(scene)
+            reload = reloading(scene)
+            host.done.clear()
+            told = await asyncio.gather(*(reload.now() for _ in range(3)), return_exceptions=True)
+            await settle(scene)
+            assert [type(one) for one in told] == [type(None), CannotReloadError, type(None)]
+            assert scene.names == list(host.alive) == ["a"]
+            assert host.done.count("start a") == 2
+            assert host.done.count("start b") == host.done.count("stop b") == 1
+            assert scene.launches("a") == 3
+            assert scene.publication.current().is_config_load_successful
 
     run_virtually(main())
 

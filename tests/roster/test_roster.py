@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -122,7 +123,7 @@ class FakeProc:
     def command_line(self, pid: int) -> CommandLine:
         return CommandLine(self.arguments.get(pid, ()))
 
-    def is_same(self, process: ProcessId) -> bool:
+    def is_alive(self, process: ProcessId) -> bool:
         return process in self.alive
 
 
@@ -328,6 +329,18 @@ def test_a_configured_server_without_a_process_is_stopped_after_the_first_look()
     run_virtually(main())
 
 
+def test_a_configured_server_is_unknown_where_no_process_can_be_seen() -> None:
+    """It may well serve: an agent in a container with PIDs of its own cannot tell."""
+
+    async def main() -> None:
+        async with watching(monitored(port=8000)) as scene:
+            scene.roster.first_look_over(is_blind=True)
+            await scene.roster.wait_first_looks()
+            assert scene.state("llama") is ServerState.UNKNOWN
+
+    run_virtually(main())
+
+
 def test_one_whose_process_was_found_first_is_not_missing() -> None:
     async def main() -> None:
         async with watching(monitored(port=8000)) as scene:
@@ -357,7 +370,10 @@ def test_who_is_wanted_up(
     async def main() -> None:
         async with watching(page=page) as scene:
             await scene.find(sighting(1, **changes))
-            assert scene.desired(scene.names[0]) is expected
+            [name] = scene.names
+            assert scene.desired(name) is expected
+            await scene.roster.runner(name).set_maintenance(math.inf)
+            assert scene.desired(name) is False
 
     run_virtually(main())
 

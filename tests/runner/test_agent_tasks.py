@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from tests.runner.virtual_time import run_virtually
 from vllm_agent import agent, roster_entry
+from vllm_agent.store import StateDirectoryInUse
 from vllm_agent.web_server import CannotListen, WebServer
 
 if TYPE_CHECKING:
-    import pytest
     from aiohttp import web
 
     from vllm_agent.config.flags import Settings
@@ -48,6 +50,24 @@ def test_a_runner_that_fails_is_told_and_begun_again_after_a_pause(
     ]
     assert runner.is_faulty
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 3
+
+
+async def test_what_a_configuration_ignores_is_logged_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class NoStore:
+        @staticmethod
+        async def open(*_: object, **__: object) -> None:
+            raise StateDirectoryInUse(Path("state"), None)
+
+    monkeypatch.setattr(agent, "Store", NoStore)
+    monkeypatch.setattr(agent, "raise_open_files", lambda: None)
+    config = SimpleNamespace(warnings=("VLLM_AGENT_X: is not read",))
+    settings = cast("Settings", SimpleNamespace(state_dir=Path("state")))
+    with pytest.raises(StateDirectoryInUse):
+        await agent._Agent(settings, cast("Config", config)).run()
+    [told] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert vars(told)["detail"] == "VLLM_AGENT_X: is not read"
 
 
 def test_a_control_socket_is_tried_again_until_it_is_there(

@@ -107,7 +107,12 @@ class Discovery:
         count = len(self._mains) + len(self._left_out)
         if not self.first_look_done.is_set():
             return None
-        return count if self._sight.is_visible else None
+        return None if self.is_blind else count
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the processes of the host cannot be seen from here."""
+        return not self._sight.is_visible
 
     @property
     def strays(self) -> tuple[ProcessStat, ...]:
@@ -220,12 +225,8 @@ class Discovery:
             return
         self._forget_due_seconds = now + FORGET_SECONDS
         for process in list(self._mains):
-            if not self._lives(process):
+            if not self._proc.is_alive(process):
                 del self._mains[process]
-
-    def _lives(self, process: ProcessId) -> bool:
-        stat = self._proc.stat(process.pid)
-        return stat is not None and not stat.is_zombie and stat.start_ticks == process.start_ticks
 
     async def _lines_without_place(self) -> list[tuple[ProcessStat, CommandLine]]:
         """The lines of as many servers without a place as there are places now."""
@@ -296,7 +297,7 @@ class Discovery:
         is_socket = command.uds is not None
         url = f"unix://{command.uds}" if is_socket else server_url(self._proc, pid, command)
         uid = self._proc.uid(pid)
-        if uid is None or not self._lives(self._proc.identify(stat)):
+        if uid is None or not self._proc.is_alive(self._proc.identify(stat)):
             return None
         return Sighting(
             process=self._proc.identify(stat),

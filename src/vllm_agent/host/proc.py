@@ -124,6 +124,13 @@ class Proc:
         stat = self.stat(process.pid)
         return stat is not None and stat.start_ticks == process.start_ticks
 
+    def is_alive(self, process: ProcessId) -> bool:
+        """Whether that very process is still there and has not ended: a zombie has."""
+        if process.boot_id != self.boot_id:
+            return False
+        stat = self.stat(process.pid)
+        return stat is not None and not stat.is_zombie and stat.start_ticks == process.start_ticks
+
     def command_line(self, pid: int) -> CommandLine | None:
         """The arguments of a process; none for a kernel thread or a zombie."""
         content = read_small(f"{self._prefix}{pid}/cmdline", MAX_COMMAND_LINE_BYTES + 1)

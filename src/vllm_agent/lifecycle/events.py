@@ -58,7 +58,12 @@ class ProcessAppeared:
 
 @dataclass(frozen=True, slots=True)
 class ProcessMissing:
-    """The first look at the processes of this host found none of a local server."""
+    """The first look at the processes of this host found none of a local server.
+
+    `is_blind`: it could not have found any, for instance in a container with PIDs of its own.
+    """
+
+    is_blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,8 @@ def _guard_process(  # noqa: PLR0911 - one return per kind of event
     match event:
         case ProcessAppeared(sighting):
             return by_process.appeared(life, sighting, now)
-        case ProcessMissing():
-            return by_process.missing(life, now)
+        case ProcessMissing(is_blind):
+            return Guarded(life) if is_blind else by_process.missing(life, now)
         case Knocked(process, knock):
             return by_process.knocked(life, process, knock, policy)
         case TreeSeen(tree):

@@ -27,10 +27,12 @@ from tests.host.launching.end_scene import (
 )
 from tests.host.launching.plans import own_name
 from vllm_agent.config.model import ServerConfig
+from vllm_agent.config.url import parse_server_url
 from vllm_agent.host.clock import now
 from vllm_agent.host.launching import adoption, launcher, starting
 from vllm_agent.host.launching.killing import kill_all
 from vllm_agent.host.launching.launch_cgroup import LaunchCgroup
+from vllm_agent.host.launching.launch_files import LaunchFiles
 from vllm_agent.host.launching.launcher import EVIDENCE_DROPPED, LOG_DROPPED, ManagedLauncher
 from vllm_agent.host.launching.plan import MARKER
 from vllm_agent.host.launching.refusal import Refusal
@@ -45,9 +47,9 @@ from vllm_agent.lifecycle.server_life import Ending
 from vllm_agent.lifecycle.states import ServerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
-    from vllm_agent.host.launching.plan import LaunchPlan
+    from vllm_agent.host.launching.spawn import Child
     from vllm_agent.lifecycle.events import Event
     from vllm_agent.observations import ProcessId, Sighting
 
@@ -196,6 +198,29 @@ async def agent(make: Callable[..., Agent]) -> Agent:
     return make()
 
 
+class SlowSpawn:
+    """Makes each process only once the test lets it, in the middle of a start."""
+
+    def __init__(self) -> None:
+        self.has_begun = asyncio.Event()
+        self.may_end = threading.Event()
+        self.made: list[Child] = []
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, *arguments: Any) -> Child:
+        self._loop.call_soon_threadsafe(self.has_begun.set)
+        self.may_end.wait(WAIT_SECONDS)
+        self.made.append(spawn(*arguments))
+        return self.made[-1]
+
+
+@pytest.fixture
+async def slow_spawn(monkeypatch: pytest.MonkeyPatch) -> SlowSpawn:
+    made = SlowSpawn()
+    monkeypatch.setattr(starting, "spawn", made)
+    return made
+
+
 # A start.
 
 
@@ -265,20 +290,11 @@ async def test_a_start_that_is_cancelled_while_it_waits_for_room_comes_to_nothin
     await agent.launch()
 
 
-async def test_a_cancel_that_comes_too_late_is_answered_by_the_launch(agent, monkeypatch):
-    has_begun, may_end = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def slow(*arguments: Any) -> Any:
-        loop.call_soon_threadsafe(has_begun.set)
-        may_end.wait(WAIT_SECONDS)
-        return spawn(*arguments)
-
-    monkeypatch.setattr(starting, "spawn", slow)
+async def test_a_cancel_that_comes_too_late_is_answered_by_the_launch(agent, slow_spawn):
     agent.launcher.start(1, None, agent.tell)
-    await has_begun.wait()
+    await slow_spawn.has_begun.wait()
     agent.launcher.cancel()
-    may_end.set()
+    slow_spawn.may_end.set()
     await agent.until(lambda: agent.launches)
     assert not agent.events
 
@@ -303,6 +319,118 @@ async def test_starts_follow_each_other(agent, monkeypatch):
     ]
     assert [await agent.answer(), await agent.answer()] == expected
     assert most == 1
+
+
+class HungDisk:
+    """Opens each log only once the test lets it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has_begun = asyncio.Event()
+        self.may_end = threading.Event()
+        self.opens = 0
+        loop, open_it = asyncio.get_running_loop(), LaunchFiles.open
+
+        def slow(*arguments: Any) -> Any:
+            self.opens += 1
+            loop.call_soon_threadsafe(self.has_begun.set)
+            self.may_end.wait(WAIT_SECONDS)
+            return open_it(*arguments)
+
+        monkeypatch.setattr(LaunchFiles, "open", slow)
+
+
+@pytest.fixture
+async def hung_disk(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HungDisk]:
+    disk = HungDisk(monkeypatch)
+    yield disk
+    disk.may_end.set()
+
+
+async def test_a_disk_that_hangs_when_the_log_is_opened_refuses_the_start(
+    agent, hung_disk, monkeypatch
+):
+    monkeypatch.setattr(starting, "HUNG_SECONDS", 0.05)
+    monkeypatch.setattr(starting, "SPAWN_SECONDS", 0.05)
+    for attempt in (1, 2):
+        refused = await agent.refusal(attempt)
+        assert refused.reason is Reason.SPAWN_FAILED
+        assert refused.detail.startswith(f"the log of the server in {agent.state_dir}/logs/llama")
+        assert "hangs" in refused.detail
+    # The second left no other thread behind.
+    assert hung_disk.opens == 1
+    hung_disk.may_end.set()
+    spawning = agent.launcher._starter._spawning
+    await asyncio.wait({spawning})
+    assert not agent.logs()
+    assert not agent.scene.alive()
+    monkeypatch.undo()
+    await agent.launch()
+    assert not agent.events
+
+
+async def test_no_process_is_made_once_whoever_follows_has_stopped_waiting(
+    agent, hung_disk, monkeypatch
+):
+    monkeypatch.setattr(starting, "SPAWN_SECONDS", 0.05)
+    agent.launcher.start(1, None, agent.tell)
+    await hung_disk.has_begun.wait()
+    before = agent.launcher
+    agent.replaced()
+    await before.settled()
+    hung_disk.may_end.set()
+    await asyncio.wait({before._starter._spawning})
+    assert not agent.logs()
+    assert not agent.scene.alive()
+
+
+async def test_what_a_launcher_was_starting_when_it_was_closed_does_not_stay_beside_its_next_start(
+    agent, slow_spawn
+):
+    agent.launcher.start(1, None, agent.tell)
+    await slow_spawn.has_begun.wait()
+    # As its runner does that begins again after a fault.
+    agent.launcher.close()
+    slow_spawn.has_begun.clear()
+    agent.launcher.start(2, None, agent.tell)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(slow_spawn.has_begun.wait(), 0.2)
+    assert not slow_spawn.has_begun.is_set()
+    slow_spawn.may_end.set()
+    await agent.until(lambda: agent.launches)
+    first, second = (child.sighting.process for child in slow_spawn.made)
+    assert [sighting.process for sighting in agent.launches] == [second]
+    wait_ended(first.pid)
+    await eventually(lambda: agent.scene.alive() == {second.pid})
+
+
+async def listening_at(agent: Agent, path: Path) -> None:
+    """Its server is to listen on a unix socket."""
+    url = parse_server_url(f"unix://{path}")
+    agent.server = agent.server.model_copy(update={"url": url})
+    agent.replaced()
+
+
+async def test_the_socket_that_a_launch_before_left_is_removed(agent, tmp_path):
+    path = tmp_path / "vllm.sock"
+    await listening_at(agent, path)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    await agent.launch()
+    assert not path.exists()
+
+
+async def test_a_socket_that_somebody_listens_on_stays_and_refuses_the_start(agent, tmp_path):
+    path = tmp_path / "vllm.sock"
+    await listening_at(agent, path)
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+        refused = await agent.refusal()
+        assert refused.reason is Reason.PORT_IN_USE
+        assert str(path) in refused.detail
+        assert str(os.getpid()) in refused.holder
+    assert path.exists()
+    assert not agent.launches
 
 
 async def test_without_a_state_directory_nothing_is_started(agent):
@@ -385,10 +513,10 @@ async def test_a_launch_that_an_agent_was_making_when_it_ended_is_found_by_the_n
     loop = asyncio.get_running_loop()
     spawn_it = Starter._spawn
 
-    def slow(self: Starter, plan: LaunchPlan) -> Any:
+    def slow(self: Starter, *arguments: Any) -> Any:
         loop.call_soon_threadsafe(has_begun.set)
         may_end.wait(WAIT_SECONDS)
-        made = spawn_it(self, plan)
+        made = spawn_it(self, *arguments)
         loop.call_soon_threadsafe(has_ended.set)
         return made
 
@@ -405,6 +533,58 @@ async def test_a_launch_that_an_agent_was_making_when_it_ended_is_found_by_the_n
     assert not agent.events
     await agent.clear(found.process)
     assert not agent.scene.alive()
+
+
+async def test_whoever_follows_waits_for_a_process_that_is_being_started(agent, slow_spawn):
+    agent.launcher.start(1, None, agent.tell)
+    await slow_spawn.has_begun.wait()
+    before = agent.launcher
+    successor = agent.replaced()
+    settling = asyncio.create_task(before.settled())
+    # It is cancelled first, which must not let go of the process.
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not settling.done()
+    slow_spawn.may_end.set()
+    await settling
+    found = await successor.find(None)
+    assert found.process == slow_spawn.made[0].sighting.process
+    assert not agent.launches
+    assert not agent.events
+    await agent.clear(found.process)
+
+
+async def test_a_process_that_is_never_started_is_not_waited_for_without_end(
+    agent, slow_spawn, monkeypatch
+):
+    monkeypatch.setattr(starting, "SPAWN_SECONDS", 0.01)
+    agent.launcher.start(1, None, agent.tell)
+    await slow_spawn.has_begun.wait()
+    await agent.launcher.settled()
+    assert not slow_spawn.made
+    slow_spawn.may_end.set()
+    await agent.until(lambda: agent.launches)
+    await agent.launcher.settled()
+
+
+async def test_what_starts_nothing_is_settled(agent):
+    async with asyncio.timeout(WAIT_SECONDS):
+        await agent.launcher.settled()
+
+
+async def test_what_was_being_started_when_its_launcher_was_closed_is_reaped_at_its_end(
+    agent, slow_spawn, monkeypatch
+):
+    monkeypatch.setattr("vllm_agent.host.launching.spawn.ZOMBIE_SECONDS", 0.0)
+    agent.launcher.start(1, None, agent.tell)
+    await slow_spawn.has_begun.wait()
+    before = agent.launcher
+    agent.replaced()
+    slow_spawn.may_end.set()
+    await before.settled()
+    process = slow_spawn.made[0].sighting.process
+    os.kill(process.pid, signal.SIGKILL)
+    await eventually(lambda: not agent.scene.proc.is_same(process))
 
 
 async def until_found(successor: ManagedLauncher) -> Sighting:
@@ -575,7 +755,8 @@ async def test_what_a_crash_left_in_the_session_is_ended_though_it_has_no_mark(
         await agent.replaced().find(process)
     os.kill(process.pid, signal.SIGKILL)
     await eventually(lambda: not agent.scene.proc.is_same(process))
-    assert len(agent.scene.alive()) == 1
+    # In the middle of an exec it shows no environment.
+    await eventually(lambda: len(agent.scene.alive()) == 1)
     await agent.clear(process)
     assert not agent.scene.alive()
 
@@ -587,6 +768,27 @@ async def test_the_newest_who_asks_is_told_once(agent):
     await agent.clear(sighting.process)
     assert not told
     assert not agent.events
+
+
+async def test_a_launcher_that_was_closed_while_it_killed_can_clear_again(agent, monkeypatch):
+    sighting = await agent.launch()
+    has_begun = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> int:
+        has_begun.set()
+        await asyncio.Event().wait()
+        return 0
+
+    told: list[Event] = []
+    monkeypatch.setattr(launcher, "kill_all", hang)
+    agent.launcher.kill_all(sighting.process, told.append)
+    await has_begun.wait()
+    # As its runner does that begins again after a fault.
+    agent.launcher.close()
+    monkeypatch.setattr(launcher, "kill_all", kill_all)
+    await agent.clear(sighting.process)
+    assert not agent.scene.alive()
+    assert not told
 
 
 async def test_a_fault_while_killing_is_logged_once_and_tried_again(agent, monkeypatch, caplog):

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from vllm_agent.host.launching.asking import HangsError, ask, patience
+from vllm_agent.host.launching.asking import HUNG_SECONDS, HangsError, ask, patience
 from vllm_agent.host.launching.free_port import remove_left_socket
 from vllm_agent.host.launching.launch_cgroup import LaunchCgroup
 from vllm_agent.host.launching.launch_files import FOLDER
@@ -64,6 +65,24 @@ class Attempt:
             self.preparing.cancel()
 
 
+class _Gate:
+    """Lets a thread make a process, until its deadline closes it. Neither waits for the other."""
+
+    def __init__(self) -> None:
+        self._first = threading.Lock()
+        self._is_closed = False
+
+    def enter(self) -> None:
+        """Passes it. Raises TimeoutError: it is closed."""
+        if not self._first.acquire(blocking=False):
+            raise TimeoutError
+
+    def close(self) -> bool:
+        """Lets nobody pass from now on; whether nobody has."""
+        self._is_closed = self._is_closed or self._first.acquire(blocking=False)
+        return self._is_closed
+
+
 class _GivenUp(Exception):  # noqa: N818 - it is no error
     pass
 
@@ -103,6 +122,7 @@ class Starter:
         self._known_mark: Mark | None = None
         self._one_at_a_time = asyncio.Lock()
         self._spawning: asyncio.Future[tuple[Child, str]] | None = None
+        self._gate = _Gate()
         self._is_swept = False
 
     def mark(self) -> Mark | None:
@@ -155,6 +175,9 @@ class Starter:
         self._patience.close()
 
     async def _start(self, attempt: Attempt) -> None:
+        if not await self.settled():
+            # One thread that hangs is enough.
+            raise HangsError(self._log_place)
         if attempt.is_given_up:
             raise _GivenUp
         attempt.preparing = asyncio.create_task(self._prepare(attempt.model), name="prepare start")
@@ -170,17 +193,43 @@ class Starter:
             self._patience.close()
         if attempt.is_given_up:
             raise _GivenUp
-        spawning = asyncio.ensure_future(in_thread(partial(self._spawn, plan), "spawn"))
+        # Until it is told of it is known to nobody.
+        self._is_swept = False
+        child, log_file = await self._spawned(plan)
+        self._is_swept = True
+        self._started(child.sighting, log_file)
+
+    async def _spawned(self, plan: LaunchPlan) -> tuple[Child, str]:
+        """Its process, and its log.
+
+        Raises:
+            HangsError: the log could not be opened in time; no process will be made.
+        """
+        self._gate = gate = _Gate()
+        spawning = asyncio.ensure_future(in_thread(partial(self._spawn, plan, gate), "spawn"))
         self._spawning = spawning
         # It reaps itself, also when this is closed: another may follow for the same server.
         spawning.add_done_callback(_watch)
-        child, log_file = await asyncio.shield(spawning)
-        self._started(child.sighting, log_file)
+        await asyncio.wait({spawning}, timeout=HUNG_SECONDS)
+        if not spawning.done() and gate.close():
+            raise HangsError(self._log_place)
+        return await asyncio.shield(spawning)
 
-    async def settled(self) -> None:
-        """Waits until no process is being started, at most SPAWN_SECONDS."""
-        if self._spawning is not None and not self._spawning.done():
-            await asyncio.wait({self._spawning}, timeout=SPAWN_SECONDS)
+    async def settled(self) -> bool:
+        """Waits, at most SPAWN_SECONDS, until nothing is being started; whether that is so.
+
+        What has no log by then makes no process any more.
+        """
+        if self._spawning is None or self._spawning.done():
+            return True
+        done, _ = await asyncio.wait({self._spawning}, timeout=SPAWN_SECONDS)
+        if not done:
+            self._gate.close()
+        return bool(done)
+
+    @property
+    def _log_place(self) -> str:
+        return f"the log of the server in {self._state_dir / FOLDER / self._server.name}"
 
     async def _prepare(self, model: str | None) -> LaunchPlan:
         plan = await self.plan(model)
@@ -228,10 +277,11 @@ class Starter:
             raise StartError(Reason.SPAWN_FAILED, text) from None
         self._is_swept = True
 
-    def _spawn(self, plan: LaunchPlan) -> tuple[Child, str]:
+    def _spawn(self, plan: LaunchPlan, gate: _Gate) -> tuple[Child, str]:
         """Starts it, with a log and a cgroup of its own. In a thread."""
         output, path = self._files.open(plan.server, plan.launch_id)
         try:
+            gate.enter()
             child = spawn(plan, output, self._host.proc)
         except BaseException:
             # Attempts that come to nothing must not push out the logs of launches.
