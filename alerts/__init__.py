@@ -1,1 +1,1 @@
-"""Alert rules as code: `python -m alerts` writes `alerts/vllm-agent.rules.yml`."""
+"""Alert rules as code: `python -m alerts` writes the rule files of this folder."""

@@ -1,21 +1,31 @@
-"""The generated files of this folder: the rule file, and the page of reasons for the runbooks."""
+"""The generated files: the rules in both forms, and the page of reasons for the runbooks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from alerts.rules import AlertRule, Site, alert_rules
+from alerts.rules import rule_groups
+from alerts.site import Site
+from alerts.timing import Timing
 from vllm_agent.lifecycle.reasons import REASON_TEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _ROOT: Final = Path(__file__).parent.parent
 RULES_PATH: Final = _ROOT / "alerts" / "vllm-agent.rules.yml"
+PROMETHEUS_RULE_PATH: Final = _ROOT / "alerts" / "vllm-agent.prometheusrule.yml"
 REASONS_PATH: Final = _ROOT / "docs" / "runbooks" / "reasons.md"
 
+_HEADER: Final = (
+    "# Written by `python -m alerts`; the reasons for each choice are in alerts/*.py.\n"
+)
+_DEFAULT_TIMING: Final = Timing()
 # Wider than any line: a URL or a template that YAML folds is hard to read and to search for.
-_LINE_WIDTH = 10_000
+_LINE_WIDTH: Final = 10_000
 
 
 class _RulesDumper(yaml.SafeDumper):
@@ -35,18 +45,30 @@ _RulesDumper.add_representer(str, _represent_text)
 
 def generated_files() -> dict[Path, str]:
     """Every generated file and the text that belongs into it."""
-    return {RULES_PATH: rules_text(Site()), REASONS_PATH: reasons_text()}
-
-
-def rules_text(site: Site) -> str:
-    """The Prometheus rule file for one site."""
-    document = {
-        "groups": [
-            {"name": "vllm-agent", "rules": [_rule(rule, site) for rule in alert_rules(site)]}
-        ]
+    site = Site()
+    return {
+        RULES_PATH: rules_text(site),
+        PROMETHEUS_RULE_PATH: prometheus_rule_text(site),
+        REASONS_PATH: reasons_text(),
     }
-    body = yaml.dump(document, Dumper=_RulesDumper, sort_keys=False, width=_LINE_WIDTH)
-    return f"# Written by `python -m alerts`; the reasons for each choice are in rules.py.\n{body}"
+
+
+def rules_text(site: Site, timing: Timing = _DEFAULT_TIMING) -> str:
+    """The rule file of Prometheus for one site."""
+    return _yaml(_groups(site, timing))
+
+
+def prometheus_rule_text(site: Site, timing: Timing = _DEFAULT_TIMING) -> str:
+    """The same rules as an object for the Prometheus operator."""
+    labels = {"app.kubernetes.io/name": "vllm-agent", **site.labels}
+    return _yaml(
+        {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "PrometheusRule",
+            "metadata": {"name": "vllm-agent", "labels": labels},
+            "spec": _groups(site, timing),
+        }
+    )
 
 
 def reasons_text() -> str:
@@ -62,16 +84,9 @@ def reasons_text() -> str:
     )
 
 
-def _rule(rule: AlertRule, site: Site) -> dict[str, Any]:
-    timing = {"for": rule.active_for, "keep_firing_for": rule.keep_firing_for}
-    return {
-        "alert": rule.name,
-        "expr": rule.expr,
-        **{key: duration for key, duration in timing.items() if duration is not None},
-        "labels": {"severity": "critical"},
-        "annotations": {
-            "summary": rule.summary,
-            "description": rule.description,
-            **rule.links(site),
-        },
-    }
+def _groups(site: Site, timing: Timing) -> dict[str, Any]:
+    return {"groups": [group.as_yaml(site) for group in rule_groups(site, timing)]}
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    return _HEADER + yaml.dump(document, Dumper=_RulesDumper, sort_keys=False, width=_LINE_WIDTH)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from benchmarks import (
+    alert_page,
     classifier,
     deaths,
     fleet,
@@ -52,6 +53,7 @@ MEASUREMENTS: Final = (
     Measurement(load_watch.measure, (rows.LOAD_WATCH,)),
     Measurement(deaths.measure, (rows.EXTERNAL_DEATH,)),
     Measurement(local_deaths.measure, (rows.LOCAL_DEATH, rows.LOCAL_VERDICT)),
+    Measurement(alert_page.measure, (rows.ALERT_PAGE,)),
     Measurement(local_launches.measure_sight, (rows.NEW_SERVER,)),
     Measurement(local_launches.measure_cost, (rows.LAUNCH_CPU, rows.LAUNCH_MEMORY)),
     Measurement(managed.measure_health, (rows.ENSURE_HEALTHY,)),

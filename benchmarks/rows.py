@@ -65,6 +65,12 @@ LOCAL_VERDICT: Final = Row(
     "s",
     Bar(2.0, Judged.P99, "p99 <= 2 s"),
 )
+ALERT_PAGE: Final = Row(
+    "page",
+    "SIGKILL of a local server to its page at a webhook, 1 s scrapes and rules",
+    "s",
+    Bar(5.0, Judged.P99, "p99 <= 5 s"),
+)
 NEW_SERVER: Final = Row(
     "new-server",
     "exec of a vLLM nobody configured to starting on the API",
@@ -227,6 +233,7 @@ ROWS: Final = (
     EXTERNAL_DEATH,
     LOCAL_DEATH,
     LOCAL_VERDICT,
+    ALERT_PAGE,
     NEW_SERVER,
     ENSURE_HEALTHY,
     MANAGED_RESTART,

@@ -19,6 +19,7 @@ class Scale:
 
     starts: int
     deaths: int
+    pages: int
     launches: int
     health_requests: int
     restarts: int
@@ -36,6 +37,7 @@ class Scale:
 FULL: Final = Scale(
     starts=10,
     deaths=110,
+    pages=24,
     launches=40,
     health_requests=2000,
     restarts=40,
@@ -52,6 +54,7 @@ FULL: Final = Scale(
 QUICK: Final = Scale(
     starts=3,
     deaths=30,
+    pages=8,
     launches=15,
     health_requests=500,
     restarts=16,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from dashboards.fleet import generated_files
-from dashboards.output import main
+from dashboards.output import generated_files, main
 
 sys.exit(main(generated_files(), None, "python -m dashboards"))

@@ -2,165 +2,126 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from dashboards import fleet_agents, links
+from dashboards.board import (
+    BAR_INTERVAL,
+    GOOD_WHEN_ZERO,
+    board,
+    to_server,
+)
 from dashboards.panels import (
+    BARS,
+    VALUE,
     Area,
     Column,
     Json,
     Panel,
-    Threshold,
-    datasource_variable,
     instant,
     instant_table,
+    number,
     over_time,
-    query_variable,
+    row,
     stat,
     state_timeline,
     table,
     timeseries,
+    value_of,
+    words,
 )
-from dashboards.states import code_mappings, state_code_query, word_mappings
+from dashboards.queries import (
+    AVAILABILITY_TARGET,
+    SAME_SERVER,
+    available_seconds,
+    desired_seconds,
+    events,
+    metric,
+    state_since,
+    target_up,
+)
+from dashboards.states import state_code_query, state_codes, state_words
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-# Links in alerts and runbooks lead here, so it stays when the title changes.
-UID: Final = "vllm-agent-fleet"
-PATH: Final = Path(__file__).parent / "grafana" / f"{UID}.json"
-# vLLM's own dashboards have this classic schema and are tested with Grafana 10.4, 11.6 and 13.2.
-SCHEMA_VERSION: Final = 39
-
-_AGENTS = 'job=~"$job", instance=~"$instance"'
-_SERVERS = f'{_AGENTS}, server=~"$server"'
-_SAME_SERVER = "on (job, instance, server)"
-_GOOD_WHEN_ZERO: Final[Sequence[Threshold]] = ((None, "green"), (1.0, "red"))
-# Bars count events per interval; narrower ones would be shorter than a scrape can resolve.
-_BAR_INTERVAL = "5m"
-
-
-def generated_files() -> dict[Path, str]:
-    """Every file of this package and the text that belongs into it."""
-    return {PATH: text()}
-
-
-def text() -> str:
-    """The dashboard's file."""
-    return json.dumps(dashboard(), indent=2) + "\n"
+_TO_SERVER: Final = to_server("__data.fields.Instance", "__data.fields.Server")
 
 
 def dashboard() -> Json:
     """The dashboard in Grafana's classic JSON model."""
-    return {
-        "uid": UID,
-        "title": "vLLM / Fleet",
-        "description": "State, crashes and restarts of vLLM servers, as vllm-agent sees them.",
-        "tags": ["vllm", "vllm-agent"],
-        "schemaVersion": SCHEMA_VERSION,
-        "editable": False,
-        "graphTooltip": 1,
-        "refresh": "30s",
-        "timezone": "browser",
-        "time": {"from": "now-6h", "to": "now"},
-        "templating": {"list": _variables()},
-        "annotations": {"list": []},
-        "links": [
-            {
-                "type": "dashboards",
-                "title": "vLLM dashboards",
-                "tags": ["vllm"],
-                "asDropdown": True,
-                "includeVars": True,
-                "keepTime": True,
-            }
+    return board(
+        links.FLEET_UID,
+        "vLLM / Fleet",
+        "State, crashes and restarts of vLLM servers, as vllm-agent sees them.",
+        [
+            *_stat_row(),
+            _timeline(),
+            _loads(),
+            _server_table(),
+            row(100, "Crashes, restarts and availability", 31),
+            _crashes(),
+            _restarts(),
+            _last_crashes(),
+            _availability_table(),
+            _probe_failures(),
+            *fleet_agents.panels(),
         ],
-        "panels": [*_stat_row(), *_states(), *_endings(), _collectors()],
-    }
-
-
-def _variables() -> list[Json]:
-    # A server whose model is not known yet has an empty model_name; ".*" keeps it, ".+" would not.
-    # `server` has no such pattern: its "All" has to be the servers of the chosen models.
-    return [
-        datasource_variable(),
-        query_variable("job", "Job", "label_values(vllm_agent_build_info, job)", all_value=".+"),
-        query_variable(
-            "model_name",
-            "Model",
-            'label_values(vllm_agent_server_info{job=~"$job"}, model_name)',
-            all_value=".*",
-        ),
-        query_variable(
-            "instance",
-            "Instance",
-            'label_values(vllm_agent_build_info{job=~"$job"}, instance)',
-            all_value=".+",
-        ),
-        query_variable(
-            "server",
-            "Server",
-            f'label_values(vllm_agent_server_info{{{_AGENTS}, model_name=~"$model_name"}}, server)',
-            all_value=None,
-        ),
-    ]
+    )
 
 
 def _stat_row() -> list[Json]:
     return [
         _running_and_desired(),
-        _number(
-            2,
-            "Crashed or failed now",
-            "Servers in state crashed or failed (`vllm_agent_server_state`).",
-            Area(6, 0, 4, 4),
-            f'sum(vllm_agent_server_state{{state=~"crashed|failed", {_SERVERS}}})',
-            thresholds=_GOOD_WHEN_ZERO,
+        number(
+            Panel(
+                2,
+                "Crashed or failed now",
+                "Servers in state crashed or failed (`vllm_agent_server_state`).",
+                Area(6, 0, 4, 4),
+                "none",
+                "No servers",
+                thresholds=GOOD_WHEN_ZERO,
+            ),
+            f"sum({metric('server_state', state=('crashed', 'failed'))})",
         ),
-        _number(
-            3,
-            "Restarts in the last hour",
-            "Launches after a server's first, whoever caused them "
-            "(`vllm_agent_server_restarts_total`).",
-            Area(10, 0, 4, 4),
-            f"round(sum(increase(vllm_agent_server_restarts_total{{{_SERVERS}}}[1h])))",
+        number(
+            Panel(
+                3,
+                "Restarts in the last hour",
+                "Launches after a server's first, whoever caused them "
+                "(`vllm_agent_server_restarts_total`).",
+                Area(10, 0, 4, 4),
+                "none",
+                "No servers",
+            ),
+            f"round(sum(increase({metric('server_restarts_total')}[1h])))",
         ),
-        _number(
-            4,
-            "Restart limit reached",
-            "Servers that need more restarts than their budget allows "
-            "(`vllm_agent_server_restart_limit_reached`).",
-            Area(14, 0, 4, 4),
-            f"sum(vllm_agent_server_restart_limit_reached{{{_SERVERS}}})",
-            thresholds=_GOOD_WHEN_ZERO,
+        number(
+            Panel(
+                4,
+                "Restart limit reached",
+                "Servers that need more restarts than their budget allows "
+                "(`vllm_agent_server_restart_limit_reached`).",
+                Area(14, 0, 4, 4),
+                "none",
+                "No servers",
+                thresholds=GOOD_WHEN_ZERO,
+            ),
+            f"sum({metric('server_restart_limit_reached')})",
         ),
         _availability(),
-        _number(
-            6,
-            "Agents down",
-            "Agents that Prometheus cannot scrape (`up`). "
-            "What the panels below show of their servers ends there.",
-            Area(21, 0, 3, 4),
-            f"sum(1 - up{{{_AGENTS}}})",
-            no_value="No agents",
-            thresholds=_GOOD_WHEN_ZERO,
+        number(
+            Panel(
+                links.FLEET_AGENTS_DOWN.panel_id,
+                "Agents down",
+                "Agents that Prometheus cannot scrape (`up`). "
+                "What the panels below show of their servers ends there.",
+                Area(21, 0, 3, 4),
+                "none",
+                "No agents",
+                thresholds=GOOD_WHEN_ZERO,
+            ),
+            f"sum(1 - {target_up()})",
         ),
     ]
-
-
-def _number(
-    panel_id: int,
-    title: str,
-    description: str,
-    area: Area,
-    expr: str,
-    *,
-    no_value: str = "No servers",
-    thresholds: Sequence[Threshold] = (),
-) -> Json:
-    panel = Panel(panel_id, title, description, area, "none", no_value, thresholds=thresholds)
-    return stat(panel, [instant("A", expr)], text_mode="value")
 
 
 def _running_and_desired() -> Json:
@@ -174,8 +135,8 @@ def _running_and_desired() -> Json:
         "none",
         "None",
     )
-    running = f'sum(vllm_agent_server_state{{state="running", {_SERVERS}}})'
-    desired = f"sum(vllm_agent_server_desired_up{{{_SERVERS}}})"
+    running = f"sum({metric('server_state', state='running')})"
+    desired = f"sum({metric('server_desired_up')})"
     return stat(panel, [instant("A", running, "Running"), instant("B", desired, "Desired")])
 
 
@@ -189,70 +150,87 @@ def _availability() -> Json:
         Area(18, 0, 3, 4),
         "percentunit",
         "Nothing desired",
+        thresholds=((None, "red"), (AVAILABILITY_TARGET, "green")),
     )
-    available = f"sum(increase(vllm_agent_server_available_seconds_total{{{_SERVERS}}}[$__range]))"
-    desired = f"sum(increase(vllm_agent_server_desired_seconds_total{{{_SERVERS}}}[$__range]))"
-    return stat(panel, [instant("A", f"{available} / ({desired} > 0)")], text_mode="value")
-
-
-def _states() -> list[Json]:
-    return [_timeline(), _server_table()]
+    expr = f"sum({available_seconds('$__range')}) / sum({desired_seconds('$__range')})"
+    return stat(panel, [instant("A", expr)], text_mode="value")
 
 
 def _timeline() -> Json:
     panel = Panel(
-        10,
+        links.FLEET_TIMELINE.panel_id,
         "State of each server",
         "One row per server from `vllm_agent_server_state`. "
         "A gap means that the agent was not scraped, not that the server was down.",
-        Area(0, 4, 24, 8),
+        Area(0, 4, 24, 11),
         "none",
         "No servers",
-        mappings=code_mappings(),
+        mappings=state_codes(),
+        links=[to_server("__field.labels.instance", "__field.labels.server")],
     )
     legend = "{{server}} ({{instance}})"
-    return state_timeline(panel, [over_time("A", state_code_query(_SERVERS), legend)])
+    return state_timeline(panel, [over_time("A", state_code_query(), legend)])
+
+
+def _loads() -> Json:
+    panel = Panel(
+        links.FLEET_LOADS.panel_id,
+        "Loads in progress",
+        "Servers that start now: the stage they are in and for how long "
+        "(`vllm_agent_load_stage_seconds`), how much of it is done "
+        "(`vllm_agent_load_progress_ratio`), when they began "
+        "(`vllm_agent_server_state_entered_timestamp_seconds`) and when they last moved "
+        "(`vllm_agent_load_last_progress_timestamp_seconds`). `vllm_agent_load_stalled` says that "
+        "one has not moved for longer than it may.",
+        Area(0, 15, 24, 6),
+        "none",
+        "Nothing loads",
+    )
+    is_starting = f"{metric('server_state', state='starting')} == 1"
+    entered = metric("server_state_entered_timestamp_seconds")
+    in_stage = f"{metric('load_stage')} == 1"
+    targets = [
+        instant_table("A", f"1000 * {entered} and {SAME_SERVER} {is_starting}"),
+        instant_table("B", f"{metric('load_stage_seconds')} and {in_stage}"),
+        instant_table("C", metric("load_progress_ratio")),
+        instant_table("D", f"1000 * {metric('load_last_progress_timestamp_seconds')}"),
+        instant_table("E", metric("load_stalled")),
+    ]
+    columns = [
+        Column("server", "Server", links=[_TO_SERVER]),
+        Column("instance", "Instance"),
+        Column("stage", "Stage"),
+        Column(value_of("C"), "Done", unit="percentunit", is_bar=True),
+        Column(value_of("B"), "In this stage for", unit="s"),
+        Column(value_of("A"), "Starting since", unit="dateTimeFromNow"),
+        Column(value_of("D"), "Last moved", unit="dateTimeFromNow"),
+        Column(value_of("E"), "Stalled", mappings=words((0, "no", "green"), (1, "yes", "red"))),
+    ]
+    return table(panel, targets, columns, sorted_by="Starting since")
 
 
 def _server_table() -> Json:
     panel = Panel(
-        11,
+        links.FLEET_SERVERS.panel_id,
         "Servers",
         "What each server is and does now: `vllm_agent_server_info` with the state, "
         "the reason while it is failed or crashed, and when the state was entered.",
-        Area(0, 12, 24, 8),
+        Area(0, 21, 24, 10),
         "none",
         "No servers",
     )
     columns = [
-        Column("server", "Server"),
-        Column("state", "State", mappings=word_mappings()),
+        Column("server", "Server", links=[_TO_SERVER]),
+        Column("state", "State", mappings=state_words()),
         Column("reason", "Reason"),
-        Column("value", "Since", unit="dateTimeFromNow"),
+        Column(VALUE, "Since", unit="dateTimeFromNow"),
         Column("model_name", "Model"),
         Column("version", "Version"),
         Column("mode", "Mode"),
         Column("url", "URL"),
         Column("instance", "Instance"),
     ]
-    return table(panel, instant_table("A", _servers()), columns)
-
-
-def _servers() -> str:
-    # A healthy server has no reason series; its state series stands in, which has no such label.
-    state = f"vllm_agent_server_state{{{_SERVERS}}} == 1"
-    reason = f"vllm_agent_server_failure_reason{{{_SERVERS}}} == 1"
-    return (
-        f"1000 * vllm_agent_server_state_entered_timestamp_seconds{{{_SERVERS}}}"
-        f" * {_SAME_SERVER} group_left (mode, model_name, version, url)"
-        f" vllm_agent_server_info{{{_SERVERS}}}"
-        f" * {_SAME_SERVER} group_left (state) ({state})"
-        f" * {_SAME_SERVER} group_left (reason) ({reason} or {_SAME_SERVER} {state})"
-    )
-
-
-def _endings() -> list[Json]:
-    return [_crashes(), _restarts(), _last_crashes(), _probe_failures()]
+    return table(panel, [instant_table("A", state_since())], columns)
 
 
 def _crashes() -> Json:
@@ -261,13 +239,13 @@ def _crashes() -> Json:
         "Crashes by reason",
         "Crashes per interval (`vllm_agent_server_crashes_total`). "
         "The runbook of VllmServerCrashed says what each reason means.",
-        Area(0, 20, 12, 8),
+        Area(0, 32, 12, 8),
         "none",
         "No crashes",
-        interval=_BAR_INTERVAL,
+        interval=BAR_INTERVAL,
     )
-    expr = _events("vllm_agent_server_crashes_total", "reason")
-    return timeseries(panel, [over_time("A", expr, "{{reason}}")], bars=True)
+    expr = events("server_crashes_total", "reason")
+    return timeseries(panel, [over_time("A", expr, "{{reason}}")], BARS)
 
 
 def _restarts() -> Json:
@@ -277,13 +255,13 @@ def _restarts() -> Json:
         "Launches after the first, per interval, by who caused them "
         "(`vllm_agent_server_restarts_total`); outside is systemd, Docker, "
         "Kubernetes or a person.",
-        Area(12, 20, 12, 8),
+        Area(12, 32, 12, 8),
         "none",
         "No restarts",
-        interval=_BAR_INTERVAL,
+        interval=BAR_INTERVAL,
     )
-    expr = _events("vllm_agent_server_restarts_total", "server, initiator")
-    return timeseries(panel, [over_time("A", expr, "{{server}} by {{initiator}}")], bars=True)
+    expr = events("server_restarts_total", "server, initiator")
+    return timeseries(panel, [over_time("A", expr, "{{server}} by {{initiator}}")], BARS)
 
 
 def _last_crashes() -> Json:
@@ -292,18 +270,51 @@ def _last_crashes() -> Json:
         "Last crash of each server and reason",
         "When a server last crashed for a reason, kept across restarts of the agent "
         "(`vllm_agent_server_last_crash_timestamp_seconds`).",
-        Area(0, 28, 12, 8),
+        Area(0, 40, 12, 9),
         "none",
         "No crashes",
     )
-    expr = f"1000 * vllm_agent_server_last_crash_timestamp_seconds{{{_SERVERS}}}"
+    expr = f"1000 * {metric('server_last_crash_timestamp_seconds')}"
     columns = [
-        Column("value", "Crashed", unit="dateTimeFromNow"),
-        Column("server", "Server"),
+        Column(VALUE, "Crashed", unit="dateTimeFromNow"),
+        Column("server", "Server", links=[_TO_SERVER]),
         Column("reason", "Reason"),
         Column("instance", "Instance"),
     ]
-    return table(panel, instant_table("A", expr), columns, newest_first="Crashed")
+    return table(
+        panel, [instant_table("A", expr)], columns, sorted_by="Crashed", is_descending=True
+    )
+
+
+def _availability_table() -> Json:
+    panel = Panel(
+        links.FLEET_AVAILABILITY.panel_id,
+        "Availability by server",
+        "Share of the time in the chosen range in which a server that should run did, and how "
+        "long it did not (`vllm_agent_server_available_seconds_total`, "
+        "`vllm_agent_server_desired_seconds_total`). Planned stops do not count.",
+        Area(12, 40, 12, 9),
+        "none",
+        "Nothing desired",
+    )
+    desired, available = desired_seconds("$__range"), available_seconds("$__range")
+    targets = [
+        instant_table("A", f"{available} / {desired}"),
+        # Two increases are extrapolated apart by a little.
+        instant_table("B", f"clamp_min({desired} - {available}, 0)"),
+    ]
+    columns = [
+        Column("server", "Server", links=[_TO_SERVER]),
+        Column(
+            value_of("A"),
+            "Availability",
+            unit="percentunit",
+            thresholds=((None, "red"), (AVAILABILITY_TARGET, "green")),
+        ),
+        Column(value_of("B"), "Not running", unit="s"),
+        Column("instance", "Instance"),
+    ]
+    return table(panel, targets, columns, sorted_by="Availability")
 
 
 def _probe_failures() -> Json:
@@ -312,41 +323,12 @@ def _probe_failures() -> Json:
         "Probe failures by cause",
         "Failed checks per second (`vllm_agent_probe_failures_total`). "
         "Three in a row make a server failed; timeouts alone also come from a busy one.",
-        Area(12, 28, 12, 8),
+        Area(0, 49, 24, 9),
         "cps",
         "No failures",
     )
     expr = (
         "sum by (server, probe, cause)"
-        f" (rate(vllm_agent_probe_failures_total{{{_SERVERS}}}[$__rate_interval])) > 0"
+        f" (rate({metric('probe_failures_total')}[$__rate_interval])) > 0"
     )
     return timeseries(panel, [over_time("A", expr, "{{server}} {{probe}}: {{cause}}")])
-
-
-def _events(counter: str, labels: str) -> str:
-    # Whole events: increase() extrapolates to the window's edges and would draw 1.02 crashes.
-    return f"round(sum by ({labels}) (increase({counter}{{{_SERVERS}}}[$__rate_interval]))) > 0"
-
-
-def _collectors() -> Json:
-    mappings: list[Json] = [
-        {
-            "type": "value",
-            "options": {
-                "0": {"text": "down", "color": "red", "index": 0},
-                "1": {"text": "up", "color": "green", "index": 1},
-            },
-        }
-    ]
-    panel = Panel(
-        30,
-        "Collectors of each agent",
-        "Whether each source of an agent works (`vllm_agent_collector_up`). "
-        "What a collector that is down would have measured is missing, not 0.",
-        Area(0, 36, 24, 7),
-        "none",
-        "No agents",
-        mappings=mappings,
-    )
-    expr = f"vllm_agent_collector_up{{{_AGENTS}}}"
-    return state_timeline(panel, [over_time("A", expr, "{{collector}} ({{instance}})")])

@@ -6,9 +6,18 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from dashboards import fleet, gpu, server
+from dashboards.board import file_text, path_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+
+def generated_files() -> dict[Path, str]:
+    """Every dashboard's file, and the text that belongs into it."""
+    boards = (fleet.dashboard(), server.dashboard(), gpu.dashboard())
+    return {path_of(board["uid"]): file_text(board) for board in boards}
 
 
 def stale_files(files: Mapping[Path, str]) -> list[Path]:

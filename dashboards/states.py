@@ -1,6 +1,6 @@
-"""How a dashboard draws a server state: one table for codes, words and colours.
+"""How dashboards draw the states of a server and the stages of its start: codes, words, colours.
 
-Codes exist only inside dashboard queries; the metric itself has the state as a label.
+Codes exist only inside dashboard queries; the metrics have the state and the stage as a label.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dashboards.panels import words
+from dashboards.queries import metric
 from vllm_agent.lifecycle.states import ServerState
+from vllm_agent.observations import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +35,54 @@ STATE_STYLES: Final = (
 )
 
 
-def state_code_query(selector: str) -> str:
+@dataclass(frozen=True, slots=True)
+class StageStyle:
+    """One stage of a start on a dashboard."""
+
+    stage: Stage
+    code: int
+    color: str
+    title: str
+
+
+# In the order in which most starts pass through them.
+STAGE_STYLES: Final = (
+    StageStyle(Stage.INIT, 1, "light-blue", "Init"),
+    StageStyle(Stage.DOWNLOAD, 2, "purple", "Download"),
+    StageStyle(Stage.LOAD_WEIGHTS, 3, "blue", "Load weights"),
+    StageStyle(Stage.COMPILE, 4, "yellow", "Compile"),
+    StageStyle(Stage.WARMUP, 5, "orange", "Warm-up"),
+)
+
+
+def state_code_query() -> str:
     """PromQL for one series per server whose value is the code of its state.
 
     Exactly one of the seven state series is 1, so the sum has one term that is not 0.
     """
-    terms = " or ".join(
-        f'{style.code} * vllm_agent_server_state{{state="{style.state}", {selector}}}'
-        for style in STATE_STYLES
-    )
+    terms = " or ".join(f"{style.code} * {_in_state(style.state)}" for style in STATE_STYLES)
     return f"sum by (job, instance, server) ({terms})"
 
 
-def code_mappings() -> list[dict[str, Any]]:
+def stage_query(style: StageStyle) -> str:
+    """PromQL for the stage's code while a server is in it, and nothing otherwise."""
+    return f"{style.code} * ({metric('load_stage', stage=style.stage)} == 1)"
+
+
+def state_codes() -> list[dict[str, Any]]:
     """Value mappings from state code to word and colour."""
-    return [_value_mapping({str(style.code): style for style in STATE_STYLES})]
+    return words(*((style.code, style.state, style.color) for style in STATE_STYLES))
 
 
-def word_mappings() -> list[dict[str, Any]]:
+def stage_codes() -> list[dict[str, Any]]:
+    """Value mappings from stage code to word and colour."""
+    return words(*((style.code, style.title, style.color) for style in STAGE_STYLES))
+
+
+def state_words() -> list[dict[str, Any]]:
     """Value mappings that colour the state's own word, for tables."""
-    return [_value_mapping({str(style.state): style for style in STATE_STYLES})]
+    return words(*((style.state, style.state, style.color) for style in STATE_STYLES))
 
 
-def _value_mapping(styles: dict[str, StateStyle]) -> dict[str, Any]:
-    return {
-        "type": "value",
-        "options": {
-            key: {"text": str(style.state), "color": style.color, "index": index}
-            for index, (key, style) in enumerate(styles.items())
-        },
-    }
+def _in_state(state: ServerState) -> str:
+    return metric("server_state", state=state)

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from alerts import output as alerts
-from alerts.rules import Site
-from dashboards import fleet
+from alerts.output import generated_files as alert_files
+from dashboards.output import generated_files as dashboard_files
 from tests.generated import lifecycle_page
+from tests.pipeline import quiet_receivers
 from vllm_agent.config import markdown as configuration_page
 from vllm_agent.expose import metrics_page
 
@@ -24,9 +24,11 @@ FILES: Final[tuple[tuple[str, Callable[[], str]], ...]] = (
     ("docs/lifecycle.md", lifecycle_page.render),
     ("docs/metrics.md", metrics_page.render),
     ("docs/configuration.md", configuration_page.render),
-    ("docs/runbooks/reasons.md", alerts.reasons_text),
-    ("alerts/vllm-agent.rules.yml", lambda: alerts.rules_text(Site())),
-    ("dashboards/grafana/vllm-agent-fleet.json", fleet.text),
+    ("deploy/alertmanager/alertmanager.yml", quiet_receivers.render),
+    *(
+        (str(path.relative_to(ROOT)), lambda text=text: text)
+        for path, text in (alert_files() | dashboard_files()).items()
+    ),
 )
 """Path below the root, and what renders it. A new generated file is one line here."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm_agent.expose.family import Family, MetricType
 from vllm_agent.expose.metric_families import (
@@ -12,6 +12,9 @@ from vllm_agent.expose.metric_families import (
     MOMENT_FAMILIES,
     SERVER_FAMILIES,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TARGET_LABELS: Final = frozenset({"job", "instance"})
 
@@ -22,12 +25,28 @@ _FAMILIES: Final[tuple[Family[Any], ...]] = (
     *AGENT_FAMILIES,
 )
 
+
+def _series(family: Family[Any]) -> Iterator[tuple[str, frozenset[str]]]:
+    """The names that series of the family have, and their labels."""
+    labels = TARGET_LABELS | set(family.all_labels)
+    if family.type is not MetricType.HISTOGRAM:
+        yield family.name, labels
+        return
+    yield f"{family.name}_bucket", labels | {"le"}
+    yield f"{family.name}_sum", labels
+    yield f"{family.name}_count", labels
+
+
 COUNTERS: Final = frozenset(
-    family.name for family in _FAMILIES if family.type is MetricType.COUNTER
+    name
+    for family in _FAMILIES
+    if family.type in {MetricType.COUNTER, MetricType.HISTOGRAM}
+    for name, _ in _series(family)
 )
+"""The series that only grow, those of histograms included."""
 
 METRIC_LABELS: Final = MappingProxyType(
-    {family.name: TARGET_LABELS | set(family.all_labels) for family in _FAMILIES}
+    {name: labels for family in _FAMILIES for name, labels in _series(family)}
     | {"up": TARGET_LABELS}  # Prometheus' own, one per target
 )
-"""Name → every label a series of it has in Prometheus. Histograms are under their base name."""
+"""Name → every label a series of it has in Prometheus."""

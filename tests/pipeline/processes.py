@@ -46,8 +46,13 @@ class ProgramError(RuntimeError):
     """A program did not start; carries the end of its log."""
 
 
-def wait_until(look: Callable[[], Any], what: str, timeout_seconds: float) -> Any:
-    """Asks until the answer is true, and returns it.
+def wait_until(
+    look: Callable[[], Any],
+    what: str,
+    timeout_seconds: float,
+    look_seconds: float = POLL_SECONDS,
+) -> Any:
+    """Asks every `look_seconds` until the answer is true, and returns it.
 
     Raises:
         TimeoutError: it was not true within `timeout_seconds`.
@@ -59,7 +64,7 @@ def wait_until(look: Callable[[], Any], what: str, timeout_seconds: float) -> An
             return answer
         if time.monotonic() >= deadline:
             raise TimeoutError(f"{what}: not within {timeout_seconds} s")
-        time.sleep(POLL_SECONDS)
+        time.sleep(look_seconds)
 
 
 class _Program:
@@ -170,12 +175,30 @@ class _Program:
         return json.loads(body) if body else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One `host:port` to scrape, with an `instance` that says more than its address."""
+
+    address: str
+    job: str
+    instance: str
+    scrape_interval: str | None = None
+
+    def scrape_config(self) -> dict[str, Any]:
+        """The scrape job of this target alone; its interval is the global one unless told."""
+        labels = {"job": self.job, "instance": self.instance}
+        static = {"targets": [self.address], "labels": labels}
+        config = {"job_name": f"{self.job} {self.instance}", "static_configs": [static]}
+        return config | ({"scrape_interval": self.scrape_interval} if self.scrape_interval else {})
+
+
 class Prometheus(_Program):
     """A Prometheus with the given scrape jobs and rules.
 
-    `jobs` maps a job name to its `host:port` targets. Intervals are Prometheus durations such as
-    `200ms`. A folder with blocks in `storage` is served as it is. Whatever the intervals, the
-    first scrape comes 5 s after the start: Prometheus applies discovered targets that often.
+    `jobs` maps a job name to its `host:port` targets; `targets` are those that have an interval or
+    an instance of their own. Intervals are Prometheus durations such as `200ms`. A folder with
+    blocks in `storage` is served as it is. Whatever the intervals, the first scrape comes 5 s after
+    the start: Prometheus applies discovered targets that often.
     """
 
     name = "prometheus"
@@ -187,6 +210,7 @@ class Prometheus(_Program):
         scrape_interval: str = "1s",
         evaluation_interval: str = "1s",
         jobs: Mapping[str, Sequence[str]] | None = None,
+        targets: Sequence[Target] = (),
         rule_files: Sequence[Path] = (),
         alertmanagers: Sequence[str] = (),
         storage: Path | None = None,
@@ -201,8 +225,11 @@ class Prometheus(_Program):
             "rule_files": [str(path.resolve()) for path in rule_files],
             "alerting": {"alertmanagers": [{"static_configs": [{"targets": list(alertmanagers)}]}]},
             "scrape_configs": [
-                {"job_name": job, "static_configs": [{"targets": list(targets)}]}
-                for job, targets in (jobs or {}).items()
+                *(
+                    {"job_name": job, "static_configs": [{"targets": list(addresses)}]}
+                    for job, addresses in (jobs or {}).items()
+                ),
+                *(target.scrape_config() for target in targets),
             ],
         }
 
@@ -231,9 +258,13 @@ class Prometheus(_Program):
         series: list[dict[str, Any]] = answer["data"]["result"]
         return series
 
-    def wait_for(self, expr: str, timeout_seconds: float = 10.0) -> list[dict[str, Any]]:
+    def wait_for(
+        self, expr: str, timeout_seconds: float = 10.0, look_seconds: float = POLL_SECONDS
+    ) -> list[dict[str, Any]]:
         """The series of an instant query, once there are any."""
-        series: list[dict[str, Any]] = wait_until(lambda: self.query(expr), expr, timeout_seconds)
+        series: list[dict[str, Any]] = wait_until(
+            lambda: self.query(expr), expr, timeout_seconds, look_seconds
+        )
         return series
 
     def alerts(self) -> list[dict[str, Any]]:

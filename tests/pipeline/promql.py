@@ -60,6 +60,15 @@ def rate_arguments(expr: str) -> set[str]:
     }
 
 
+def range_seconds(expr: str) -> set[float]:
+    """The windows that the expression looks back over."""
+    return {
+        node.range.total_seconds()
+        for node in nodes(expr)
+        if isinstance(node, promql_parser.MatrixSelector)
+    }
+
+
 def aggregated_labels(expr: str) -> set[str] | None:
     """The labels that the outermost aggregation keeps, or None where nothing is aggregated."""
     for node in nodes(expr):

@@ -1,41 +1,48 @@
-"""The Fleet dashboard as a file: generated, well formed, and using only what the agent declares."""
+"""The dashboards as files: generated, well formed, and leading where they say."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
+from collections import Counter
 from importlib import import_module
-from itertools import combinations
 from typing import Any
 
 import pytest
-import yaml
 from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from dashboards.fleet import UID, generated_files
-from dashboards.output import stale_files, write_or_check
-from dashboards.states import STATE_STYLES
-from tests.pipeline.boards import ALL_SELECTED, BOARD, PANELS, TARGETS, VARIABLES
-from tests.pipeline.catalogue import COUNTERS, METRIC_LABELS, TARGET_LABELS
-from tests.pipeline.promql import (
-    aggregated_labels,
-    label_names,
-    rate_arguments,
-    selectors,
-    with_variables,
-)
+from alerts.site import Site
+from dashboards import links
+from dashboards.output import generated_files, stale_files, write_or_check
+from dashboards.panels import ROWS_PER_PAGE
+from dashboards.queries import AVAILABILITY_TARGET
+from dashboards.states import STAGE_STYLES, STATE_STYLES
+from tests.pipeline.boards import BOARDS, Target
+from tests.pipeline.catalogue import METRIC_LABELS
+from tests.pipeline.result_labels import result_labels
 from vllm_agent.lifecycle.states import ServerState
+from vllm_agent.observations import Stage
 
-each_panel = pytest.mark.parametrize("panel", PANELS.values(), ids=lambda panel: panel["title"])
-each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.title)
-# Units of Grafana's own list that panels here have a use for.
-UNITS = {"none", "percentunit", "cps"}
+GRID_COLUMNS = 24
+LINKED = [one for one in vars(links).values() if isinstance(one, links.PanelLink)]
+PANELS = [(board, panel) for board in BOARDS.values() for panel in board.panels.values()]
+
+each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS.keys())
+each_panel = pytest.mark.parametrize(
+    ("board", "panel"), PANELS, ids=[f"{board.uid}-{panel['id']}" for board, panel in PANELS]
+)
 
 
-def test_committed_file_is_what_the_generator_writes():
+def _of_type(*kinds: str):
+    found = [(board, panel) for board, panel in PANELS if panel["type"] in kinds]
+    names = [f"{board.uid}-{panel['id']}" for board, panel in found]
+    return pytest.mark.parametrize(("board", "panel"), found, ids=names)
+
+
+def test_committed_files_are_what_the_generator_writes():
     assert stale_files(generated_files()) == []
+    assert {path.stem for path in generated_files()} == set(BOARDS)
 
 
 def test_check_names_a_stale_file_and_leaves_it_alone(tmp_path, capsys):
@@ -48,152 +55,219 @@ def test_check_names_a_stale_file_and_leaves_it_alone(tmp_path, capsys):
     assert write_or_check({path: "generated"}, check=True) == 0
 
 
-def test_identity_is_stable():
-    assert BOARD["uid"] == UID == "vllm-agent-fleet"
-    assert BOARD["editable"] is False
-    assert "vllm" in BOARD["tags"]
-    assert "id" not in BOARD
-    assert "__inputs" not in BOARD
+@pytest.mark.parametrize("uid", BOARDS)
+def test_identity_is_stable(uid):
+    board = BOARDS[uid].json
+    assert board["uid"] == uid
+    assert "vllm" in board["tags"]
+    assert "id" not in board
+    assert "__inputs" not in board
+    assert board["schemaVersion"] == 39
 
 
-def test_panel_ids_are_unique():
-    assert len(PANELS) == len(BOARD["panels"])
-    assert min(PANELS) > 0
+@pytest.mark.parametrize("link", LINKED, ids=str)
+def test_what_others_link_to_is_there(link):
+    assert link.panel_id in BOARDS[link.uid].panels
 
 
-def test_panels_fit_the_grid_and_do_not_overlap():
-    areas = [panel["gridPos"] for panel in PANELS.values()]
-    assert all(area["x"] + area["w"] <= 24 for area in areas)
-    for one, other in combinations(areas, 2):
-        apart_in_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        apart_in_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert apart_in_x or apart_in_y, (one, other)
+@each_board
+def test_ids_are_unique(board):
+    ids = [panel["id"] for panel in board.json["panels"]]
+    assert len(ids) == len(set(ids))
+    assert min(ids) > 0
+
+
+@each_board
+def test_panels_tile_the_grid(board):
+    areas = [panel["gridPos"] for panel in board.json["panels"]]
+    taken = Counter(
+        (x, y)
+        for area in areas
+        for x in range(area["x"], area["x"] + area["w"])
+        for y in range(area["y"], area["y"] + area["h"])
+    )
+    assert set(taken.values()) == {1}, "two panels overlap"
+    height = max(y for _, y in taken) + 1
+    assert set(taken) == {(x, y) for x in range(GRID_COLUMNS) for y in range(height)}
+
+
+@each_board
+def test_panels_are_written_from_top_to_bottom(board):
+    """A heading owns what follows it in the file."""
+    tops = [panel["gridPos"]["y"] for panel in board.json["panels"]]
+    assert tops == sorted(tops)
 
 
 @each_panel
-def test_panel_explains_itself(panel):
-    assert panel["title"]
+def test_panel_explains_itself(board, panel):
     assert panel["description"].endswith(".")
-    assert panel["targets"]
-    defaults = panel["fieldConfig"]["defaults"]
-    assert defaults["noValue"]
-    assert defaults["unit"] in UNITS
-
-
-@each_panel
-def test_description_names_the_metric(panel):
-    named = set(re.findall(r"`(\w+)`", panel["description"]))
-    used = {one.metric for target in panel["targets"] for one in selectors(_parsable(target))}
-    assert named & used
-    assert named <= used
-
-
-@each_panel
-def test_panel_asks_the_chosen_data_source(panel):
-    chosen = {"type": "prometheus", "uid": "${datasource}"}
-    assert panel["datasource"] == chosen
-    assert all(target["datasource"] == chosen for target in panel["targets"])
+    assert panel["fieldConfig"]["defaults"]["noValue"]
     references = [target["refId"] for target in panel["targets"]]
     assert len(references) == len(set(references))
 
 
-def test_timeline_draws_every_state_once():
+@each_panel
+def test_overrides_are_for_queries_and_columns_that_exist(board, panel):
+    titles = set(_columns(panel).values())
+    references = {target["refId"] for target in panel["targets"]}
+    for override in panel["fieldConfig"]["overrides"]:
+        matcher = override["matcher"]
+        if matcher["id"] == "byFrameRefID":
+            assert matcher["options"] in references
+        elif matcher["id"] == "byName":
+            assert matcher["options"] in titles
+        else:
+            assert matcher == {"id": "byRegexp", "options": ".*"}
+
+
+@_of_type("table")
+def test_table_has_the_columns_it_names(board, panel):
+    """A column that no query brings would silently be missing."""
+    targets = [one for one in board.targets if one.panel is panel]
+    values = {f"Value #{one.target['refId']}" for one in targets} if len(targets) > 1 else {"Value"}
+    columns = _columns(panel)
+    keys = {"Time", "job"} if len(targets) > 1 else set()
+    first, *others = panel["transformations"]
+    assert first["id"] == "filterFieldsByName"
+    assert set(first["options"]["include"]["names"]) == keys | set(columns)
+    assert [step["id"] for step in others] == ["merge", "organize"][-len(others) :]
+    assert set(others[-1]["options"]["excludeByName"]) == keys
+    assert set(columns) <= values | set().union(*map(_labels, targets))
+    assert len(set(columns.values())) == len(columns)
+    assert {one["displayName"] for one in panel["options"]["sortBy"]} <= set(columns.values())
+    assert len(others) == (2 if len(targets) > 1 else 1)
+
+
+@_of_type("table")
+def test_an_empty_cell_does_not_say_that_the_table_is_empty(board, panel):
+    first = panel["fieldConfig"]["overrides"][0]
+    assert first["matcher"]["options"] == ".*"
+    assert [one["id"] for one in first["properties"]] == ["noValue"]
+
+
+@_of_type("state-timeline")
+def test_timeline_names_its_values_and_turns_pages(board, panel):
+    """With colours by threshold Grafana would draw ranges and ignore the words."""
+    defaults = panel["fieldConfig"]["defaults"]
+    assert defaults["color"]["mode"] == "fixed"
+    [mapping] = defaults["mappings"]
+    assert mapping["options"]
+    assert panel["options"]["perPage"] == ROWS_PER_PAGE
+
+
+@pytest.mark.parametrize("link", [links.FLEET_TIMELINE, links.SERVER_TIMELINE], ids=str)
+def test_timeline_draws_every_state_once(link):
     assert {style.state for style in STATE_STYLES} == set(ServerState)
     for attribute in ("code", "color"):
         assert len({getattr(style, attribute) for style in STATE_STYLES}) == len(STATE_STYLES)
-    [mapping] = PANELS[10]["fieldConfig"]["defaults"]["mappings"]
-    assert {int(code): drawn["text"] for code, drawn in mapping["options"].items()} == {
-        style.code: style.state for style in STATE_STYLES
+    assert _words(BOARDS[link.uid].panels[link.panel_id]) == {
+        str(style.code): style.state for style in STATE_STYLES
     }
-    assert PANELS[10]["fieldConfig"]["defaults"]["color"]["mode"] == "fixed"
 
 
-@each_target
-def test_query_parses_and_uses_declared_metrics_and_labels(target):
-    used = selectors(target.sent)
-    for selector in used:
-        assert set(selector.matchers) <= METRIC_LABELS[selector.metric]
-    known = set().union(*(METRIC_LABELS[selector.metric] for selector in used))
-    assert label_names(target.sent) <= known
-
-
-@each_target
-def test_query_follows_the_variables(target):
-    for selector in selectors(_parsable(target.target)):
-        assert selector.matchers["job"] == "chosen_job"
-        assert selector.matchers["instance"] == "chosen_instance"
-        if "server" in METRIC_LABELS[selector.metric]:
-            assert selector.matchers["server"] == "chosen_server"
-
-
-@each_target
-def test_counters_are_shown_as_rates_and_nothing_else_is(target):
-    used = {selector.metric for selector in selectors(target.sent)}
-    assert used & COUNTERS == rate_arguments(target.sent)
-
-
-@each_target
-def test_rates_follow_the_zoom(target):
-    """A fixed window is right only where the title states it."""
-    windows = set(re.findall(r"\[(.*?)\]", target.expr))
-    fixed = {"1h"} if "last hour" in target.panel["title"] else set()
-    allowed = {"$__range"} if target.panel["type"] == "stat" else {"$__rate_interval"}
-    assert windows <= fixed | allowed
-
-
-@each_target
-def test_legend_uses_labels_of_the_result(target):
-    used = set(re.findall(r"{{(\w+)}}", target.target["legendFormat"]))
-    grouped_by = aggregated_labels(target.sent)
-    everything = set().union(*(METRIC_LABELS[one.metric] for one in selectors(target.sent)))
-    assert used <= (everything if grouped_by is None else grouped_by)
-
-
-@pytest.mark.needs("promtool")
-def test_queries_are_valid_for_the_oldest_supported_prometheus(tmp_path):
-    """promql-parser knows a newer grammar than Prometheus 2.42."""
-    rules = [
-        {"record": f"panel:{number}", "expr": target.sent} for number, target in enumerate(TARGETS)
+def test_waterfall_draws_every_stage_in_the_order_of_a_start():
+    assert {style.stage for style in STAGE_STYLES} == set(Stage) - {Stage.NONE}
+    panel = BOARDS[links.SERVER_UID].panels[links.SERVER_STAGES.panel_id]
+    assert _words(panel) == {str(style.code): style.title for style in STAGE_STYLES}
+    drawn = [
+        (int(target["expr"].split(" ", 1)[0]), stage)
+        for target in panel["targets"]
+        for stage in re.findall(r'stage="(\w+)"', target["expr"])
     ]
-    path = tmp_path / "queries.yml"
-    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
-    done = subprocess.run(
-        ["promtool", "check", "rules", path], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert drawn == [(style.code, style.stage) for style in STAGE_STYLES]
 
 
-def test_variables_are_the_usual_ones_in_the_usual_order():
-    assert list(VARIABLES) == ["datasource", "job", "model_name", "instance", "server"]
-    assert VARIABLES["datasource"]["query"] == "prometheus"
-    for name in ("job", "instance"):
-        assert VARIABLES[name]["allValue"] == ".+"
+@each_board
+def test_boards_lead_to_each_other_and_to_those_of_vllm(board):
+    tags = set()
+    for link in board.json["links"]:
+        assert link["type"] == "dashboards"
+        assert link["includeVars"]
+        assert link["keepTime"]
+        tags |= set(link["tags"])
+    assert tags == {"vllm", "vllm-agent"} == set(board.json["tags"])
+
+
+@each_panel
+def test_links_lead_to_boards_and_take_values_that_are_there(board, panel):
+    from_series = panel["fieldConfig"]["defaults"].get("links", [])
+    from_columns = [
+        link
+        for override in panel["fieldConfig"]["overrides"]
+        for one in override["properties"]
+        if one["id"] == "links"
+        for link in one["value"]
+    ]
+    targets = [one for one in board.targets if one.panel is panel]
+    titles = {title.replace(" ", "") for title in _columns(panel).values()}
+    for link in [*from_series, *from_columns]:
+        found = re.fullmatch(r"/d/([\w-]+)\?(.+)", link["url"])
+        assert found
+        chosen = set(re.findall(r"var-(\w+)=", found[2]))
+        chosen |= set(re.findall(r"\$\{(\w+):queryparam\}", found[2]))
+        assert {"datasource", "job", "instance"} < chosen <= set(BOARDS[found[1]].variables)
+        assert "${__url_time_range}" in found[2]
+        assert set(re.findall(r"\$\{__data\.fields\.(\w+)\}", found[2])) <= titles
+        labels = set(re.findall(r"\$\{__field\.labels\.(\w+)\}", found[2]))
+        assert all(labels <= _labels(target) for target in targets)
+
+
+def test_the_ways_between_the_boards():
+    def leads(uid: str) -> set[str]:
+        return set(re.findall(r"/d/([\w-]+)", json.dumps(BOARDS[uid].json)))
+
+    assert leads(links.FLEET_UID) == {links.SERVER_UID}
+    assert links.GPU_UID in leads(links.SERVER_UID)
+    assert links.SERVER_UID in leads(links.GPU_UID)
+
+
+@each_board
+def test_variables_are_the_usual_ones_in_the_usual_order(board):
+    own = ["gpu"] if board.uid == links.GPU_UID else []
+    usual = ["datasource", "job", "model_name", "instance", "server"]
+    assert list(board.variables) == usual + own
+    assert board.variables["datasource"]["query"] == "prometheus"
+    for name in ("job", "instance", *own):
+        assert board.variables[name]["allValue"] == ".+"
     # An unknown model is an empty label, and "All" models must not hide its server.
-    assert VARIABLES["model_name"]["allValue"] == ".*"
-    assert "allValue" not in VARIABLES["server"]
+    assert board.variables["model_name"]["allValue"] == ".*"
+    # "All" servers are those of the chosen models.
+    assert "allValue" not in board.variables["server"]
 
 
-@pytest.mark.parametrize("name", ["job", "model_name", "instance", "server"])
-def test_variable_reads_a_label_that_its_metric_has(name):
-    variable = VARIABLES[name]
-    assert variable["refresh"] == 2
-    query = with_variables(variable["definition"], ALL_SELECTED)
-    found = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
-    assert found
-    [selector] = selectors(found[1])
-    assert {found[2], *selector.matchers} <= METRIC_LABELS[selector.metric] | TARGET_LABELS
+def test_availability_is_judged_as_the_alerts_judge_it():
+    assert Site().availability_target == AVAILABILITY_TARGET
 
 
 @pytest.mark.filterwarnings("ignore:Prefer using dashboardv2:DeprecationWarning")
-def test_grafana_knows_every_field():
+@each_board
+def test_grafana_knows_every_field(board):
     """Grafana ignores a misplaced option silently; its SDK drops it in a round trip."""
+    read_back = _leaves(_round_trip(board.json))
+    lost = {
+        path
+        for path, value in _leaves(board.json).items()
+        if value is not None and read_back.get(path) != value
+    }
+    assert lost == set()
+
+
+@pytest.mark.filterwarnings("ignore:Prefer using dashboardv2:DeprecationWarning")
+def test_a_misplaced_option_would_be_seen():
+    board = json.loads(json.dumps(BOARDS[links.SERVER_UID].json))
+    [graph] = [one for one in board["panels"] if one["id"] == links.SERVER_PROBES.panel_id]
+    graph["options"]["spanNulls"] = True
+    assert (
+        _leaves(_round_trip(board)).get(f"/panels/{board['panels'].index(graph)}/options/spanNulls")
+        is None
+    )
+
+
+def _round_trip(board: Any) -> Any:
     # The import itself warns: the SDK prefers a schema that Grafana 10 to 12 cannot load.
     model = import_module("grafana_foundation_sdk.models.dashboard").Dashboard
     plugins.register_default_plugins()
-    read_back = json.loads(json.dumps(model.from_json(BOARD), cls=JSONEncoder))
-    lost = {path: value for path, value in _leaves(BOARD).items() if value is not None}
-    kept = _leaves(read_back)
-    assert {path for path, value in lost.items() if kept.get(path) != value} == set()
+    return json.loads(json.dumps(model.from_json(board), cls=JSONEncoder))
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:
@@ -208,6 +282,19 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def _parsable(target: Any) -> str:
-    chosen = {name: f"chosen_{name}" for name in ("job", "instance", "server", "model_name")}
-    return with_variables(target["expr"], ALL_SELECTED | chosen)
+def _columns(panel: Any) -> dict[str, str]:
+    """Field → title of a table's columns; nothing of other panels."""
+    for step in panel.get("transformations", []):
+        if step["id"] == "organize":
+            renamed: dict[str, str] = step["options"]["renameByName"]
+            return renamed
+    return {}
+
+
+def _words(panel: Any) -> dict[str, str]:
+    [mapping] = panel["fieldConfig"]["defaults"]["mappings"]
+    return {value: drawn["text"] for value, drawn in mapping["options"].items()}
+
+
+def _labels(target: Target) -> frozenset[str]:
+    return result_labels(target.sent, METRIC_LABELS)

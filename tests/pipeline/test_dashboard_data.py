@@ -1,148 +1,196 @@
-"""Each panel of the Fleet dashboard, asked of a real Prometheus that holds a known history."""
+"""Every query of every dashboard, asked of a real Prometheus that holds a known history."""
 
 from __future__ import annotations
 
 import math
-import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dashboards.states import STATE_STYLES
-from tests.pipeline import scenario
-from tests.pipeline.boards import ALL_SELECTED, PANELS, TARGETS, VARIABLES, Target
-from tests.pipeline.processes import Prometheus
-from tests.pipeline.promql import with_variables
-from vllm_agent.lifecycle.states import ServerState
+from dashboards.links import GPU_UID
+from tests.pipeline import scenario, story
+from tests.pipeline.boards import BOARDS, TARGETS
+from tests.pipeline.grafana import LEGEND_LABEL, Viewer, Window, legend_text
+from tests.pipeline.views import (
+    ABSENT,
+    CHOSEN,
+    EARLIER,
+    EVERYTHING,
+    NO_VALUE,
+    ROWS,
+    SERIES,
+    SERVERS,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tests.pipeline.boards import Target
 
 pytestmark = pytest.mark.needs("promtool", "prometheus")
 
-CODE = {style.state: style.code for style in STATE_STYLES}
+each_view = pytest.mark.parametrize("view", CHOSEN)
+each_board = pytest.mark.parametrize("uid", BOARDS)
+each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.title)
 
 
-@pytest.fixture(scope="module")
-def prometheus(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("fleet")
-    with Prometheus(directory, storage=scenario.write_blocks(directory)) as running:
-        yield running
+def _key(target: Target) -> str:
+    return f"{target.panel['id']}{target.target['refId']}"
 
 
-def _targets(panel_id: int) -> list[Target]:
-    return [target for target in TARGETS if target.panel["id"] == panel_id]
+def _absent(view: str, uid: str) -> list[str]:
+    return ABSENT[view].get(uid, "").split()
 
 
-def _now(prometheus: Prometheus, target: Target) -> list[tuple[dict[str, str], float]]:
-    series = prometheus.query(target.sent, scenario.END)
-    return [(one["metric"], float(one["value"][1])) for one in series]
+def _no_value(view: str, uid: str) -> Mapping[int, str]:
+    return NO_VALUE.get(view, {}).get(uid, {})
 
 
-def _over_time(prometheus: Prometheus, target: Target) -> dict[str, list[float]]:
-    """Legend → values, one per minute."""
-    series = prometheus.query_range(target.sent, scenario.START, scenario.END, 60)
-    legend = target.target["legendFormat"]
-    return {
-        _legend(legend, one["metric"]): [float(value) for _, value in one["values"]]
-        for one in series
-    }
+def _values(series: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(value) for one in series for _, value in one["values"]]
 
 
-def _legend(template: str, labels: dict[str, str]) -> str:
-    return re.sub(r"{{(\w+)}}", lambda found: labels[found[1]], template)
+def _unit(target: Target) -> str:
+    """The unit of the values of a query: the panel's, or its own."""
+    config = target.panel["fieldConfig"]
+    unit: str = config["defaults"]["unit"]
+    for override in config["overrides"]:
+        if override["matcher"] == {"id": "byFrameRefID", "options": target.target["refId"]}:
+            own = {one["id"]: one["value"] for one in override["properties"]}
+            unit = own.get("unit", unit)
+    return unit
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.title)
-def test_panel_has_data(prometheus, target):
-    values = (
-        [value for _, value in _now(prometheus, target)]
-        if target.target["instant"]
-        else [value for series in _over_time(prometheus, target).values() for value in series]
-    )
-    assert values
-    assert all(math.isfinite(value) for value in values)
-
-
-@pytest.mark.parametrize(
-    ("panel_id", "shown"), [(1, [2, 3]), (2, [1]), (3, [1]), (4, [1]), (6, [1])]
-)
-def test_number_is_right(prometheus, panel_id, shown):
-    """Whole fleet at the end: two of three run, one failed for good, one agent is down."""
-    values = [value for target in _targets(panel_id) for _, value in _now(prometheus, target)]
-    assert values == shown
-
-
-def test_availability_is_a_share_of_the_desired_time(prometheus):
-    [(_, share)] = _now(prometheus, _targets(5)[0])
-    # llama lost 5 of 120 minutes, qwen all, remote none.
-    assert share == pytest.approx((115 + 0 + 120) / 360, abs=0.01)
-
-
-def test_timeline_has_a_row_per_server_with_its_states(prometheus):
-    rows = _over_time(prometheus, _targets(10)[0])
-    assert rows == {
-        "llama (gpu1:10060)": [CODE[scenario.llama_state(minute)] for minute in range(121)],
-        "qwen (gpu1:10060)": [CODE[ServerState.FAILED]] * 121,
-        "remote (gpu1:10060)": [CODE[ServerState.RUNNING]] * 121,
-    }
-
-
-def test_table_has_a_row_per_server_with_all_its_columns(prometheus):
-    rows = {labels["server"]: (labels, at) for labels, at in _now(prometheus, _targets(11)[0])}
-    assert set(rows) == {"llama", "qwen", "remote"}
-    labels, since = rows["qwen"]
-    assert (labels["state"], labels["reason"]) == ("failed", "gpu_oom")
-    assert "model_name" not in labels  # an empty label, which Prometheus does not keep
-    assert since == scenario.START * 1000
-    labels, since = rows["llama"]
-    assert labels["state"] == "running"
-    assert "reason" not in labels
-    assert labels["model_name"] == "meta-llama/Llama-3.1-8B-Instruct"
-    assert since == (scenario.START + 65 * 60) * 1000
-    [rename] = [
-        step["options"]["renameByName"]
-        for step in PANELS[11]["transformations"]
-        if step["id"] == "organize"
+def _columns_with(unit: str, panel: Mapping[str, Any]) -> list[str]:
+    """The columns of a table that say that they have this unit."""
+    return [
+        override["matcher"]["options"]
+        for override in panel["fieldConfig"]["overrides"]
+        if {"id": "unit", "value": unit} in override["properties"]
     ]
-    assert set(rename) == set(labels | {"reason": ""}) - {"job"} | {"Value"}
 
 
-def test_graphs_count_whole_events(prometheus):
-    assert set(_over_time(prometheus, _targets(20)[0])) == {"engine_died"}
-    assert set(_over_time(prometheus, _targets(20)[0])["engine_died"]) == {1}
-    assert set(_over_time(prometheus, _targets(21)[0])) == {"llama by outside"}
-    assert set(_over_time(prometheus, _targets(23)[0])) == {"qwen health: refused"}
+# Every query, in every view.
 
 
-def test_last_crash_is_when_it_happened(prometheus):
-    [(labels, crashed)] = _now(prometheus, _targets(22)[0])
-    assert (labels["server"], labels["reason"]) == ("llama", "engine_died")
-    assert crashed == (scenario.CRASHED_AT - 5) * 1000
+@each_view
+@each_target
+def test_query_finds_what_there_is(looking, view, target):
+    viewer = looking(target.board.uid, view)
+    is_absent = _key(target) in _absent(view, target.board.uid)
+    is_absent |= target.panel["id"] in _no_value(view, target.board.uid)
+    for copy in viewer.copies(target.panel):
+        series = copy.ask(target.target, target.panel)
+        assert bool(series) is not is_absent
+        assert all(math.isfinite(value) for value in _values(series))
+        if _unit(target) == "percentunit":
+            assert all(0 <= value <= 1 for value in _values(series))
+        for name, value in copy.chosen.items():
+            assert {one["metric"].get(name, value) for one in series} <= {value}
 
 
-def test_a_collector_that_is_down_shows(prometheus):
-    rows = _over_time(prometheus, _targets(30)[0])
-    assert len(rows) == 6
-    assert rows["gpu (gpu1:10060)"] == [1] * 30 + [0] * 91
+@each_view
+@each_board
+def test_empty_panel_says_why(looking, view, uid):
+    """What a viewer reads on a panel that has nothing to show."""
+    viewer = looking(uid, view)
+    empty = {
+        panel_id: panel["fieldConfig"]["defaults"]["noValue"]
+        for panel_id, panel in viewer.board.panels.items()
+        if not any(viewer.ask(target, panel) for target in panel["targets"])
+    }
+    assert empty == _no_value(view, uid)
+
+
+@each_board
+def test_number_of_series_is_right(looking, uid):
+    viewer = looking(uid)
+    found = {
+        panel_id: tuple(len(viewer.ask(target, panel)) for target in panel["targets"])
+        for panel_id, panel in viewer.board.panels.items()
+    }
+    assert found == SERIES[uid]
+
+
+@pytest.mark.parametrize(("uid", "key"), [(uid, key) for uid in EARLIER for key in EARLIER[uid]])
+def test_query_that_is_empty_at_the_end_is_not_so_earlier(stored, uid, key):
+    (target,) = (one for one in TARGETS if (one.board.uid, _key(one)) == (uid, key))
+    window = Window(scenario.START, EARLIER[uid][key], scenario.STEP_SECONDS)
+    series = Viewer(BOARDS[uid], stored, window).ask(target.target, target.panel)
+    assert series
+    assert all(math.isfinite(value) for value in _values(series))
+
+
+@each_target
+def test_legend_tells_series_apart(looking, target):
+    """By labels that they have; two lines of one name could not be told apart."""
+    template = target.target["legendFormat"]
+    series = looking(target.board.uid).ask(target.target, target.panel)
+    if template == "__auto":
+        assert target.panel["type"] == "table" or len(series) <= 1
+        return
+    labels = set(LEGEND_LABEL.findall(template))
+    # The only one of its kind has no rank.
+    assert all(labels - {"rank"} <= set(one["metric"]) for one in series)
+    legends = [legend_text(template, one["metric"]) for one in series]
+    assert len(set(legends)) == len(legends)
+
+
+@each_board
+def test_rows_of_tables_join(looking, uid):
+    """One row per server, agent or device, with a value in every column that somebody has."""
+    viewer = looking(uid)
+    tables = {key: one for key, one in viewer.board.panels.items() if one["type"] == "table"}
+    rows = {key: viewer.rows(panel) for key, panel in tables.items()}
+    assert {key: len(found) for key, found in rows.items()} == ROWS[uid]
+    for key, panel in tables.items():
+        organize = panel["transformations"][-1]["options"]
+        shown = {column for row in rows[key] for column in row}
+        for column in _columns_with("percentunit", panel):
+            assert all(0 <= row[column] <= 1 for row in rows[key] if column in row)
+        absent = [one for one in _absent(EVERYTHING, uid) if one[:-1] == str(key)]
+        assert len(set(organize["renameByName"].values()) - shown) == len(absent)
+
+
+@each_board
+def test_annotations_mark_what_happened(looking, uid):
+    viewer = looking(uid)
+    for annotation in viewer.board.annotations:
+        series = viewer.ask_annotation(annotation.json)
+        assert series, annotation.title
+        text = annotation.json["titleFormat"] + annotation.json.get("textFormat", "")
+        labels = set(LEGEND_LABEL.findall(text))
+        assert all(labels <= set(one["metric"]) for one in series)
+        assert all(value for value in _values(series))
+
+
+# Variables.
+
+
+@each_board
+def test_variables_offer_what_there_is(looking, uid):
+    options = looking(uid).options
+    assert options["job"] == ["vllm-agent"]
+    assert options["instance"] == sorted(story.INSTANCES)
+    assert options["server"] == list(SERVERS)
+    # A server that never came up has no model yet.
+    models = (story.LLAMA, story.QWEN, story.PHI, story.GEMMA, story.MISTRAL, story.EMBED)
+    assert options["model_name"] == sorted({story.QWEN_BEFORE.name, *(one.name for one in models)})
+    assert options.get("gpu", list("01234567")) == list("01234567")
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
+    ("view", "servers"),
     [
-        ("job", ["vllm-agent"]),
-        ("model_name", ["meta-llama/Llama-3.1-8B-Instruct"]),
-        ("instance", ["gpu1:10060"]),
-        ("server", ["llama", "qwen", "remote"]),
+        ("a model", ["llama", "remote"]),
+        ("an instance", ["embed@8001", "mistral"]),
+        ("one of each", ["qwen"]),
     ],
 )
-def test_variable_offers_what_there_is(prometheus, name, values):
-    query = with_variables(VARIABLES[name]["definition"], ALL_SELECTED)
-    found = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
-    assert found
-    window = {"match[]": found[1], "start": scenario.START, "end": scenario.END}
-    assert prometheus.get(f"/api/v1/label/{found[2]}/values", window)["data"] == values
+def test_a_choice_narrows_the_servers(looking, view, servers):
+    assert all(looking(uid, view).options["server"] == servers for uid in BOARDS)
 
 
-def test_choosing_a_model_narrows_the_servers(prometheus):
-    chosen = ALL_SELECTED | {"model_name": "meta-llama/.*"}
-    query = with_variables(VARIABLES["server"]["definition"], chosen)
-    match = query.removeprefix("label_values(").removesuffix(", server)")
-    window = {"match[]": match, "start": scenario.START, "end": scenario.END}
-    assert prometheus.get("/api/v1/label/server/values", window)["data"] == ["llama", "remote"]
+def test_an_instance_narrows_the_gpus(looking):
+    assert looking(GPU_UID, "an instance").options["gpu"] == list("0123")
+    assert looking(GPU_UID, "a server by URL").options["gpu"] == []

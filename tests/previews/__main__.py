@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,24 +10,25 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from dashboards.links import FLEET_UID, GPU_UID, SERVER_UID
 from tests.pipeline import scenario
-from tests.pipeline.processes import ROOT, Prometheus
-from tests.previews.drawing import PAGE_PIXELS, Series
+from tests.pipeline.boards import BOARDS
+from tests.pipeline.grafana import Viewer, legend_text
+from tests.pipeline.processes import ROOT
+from tests.pipeline.views import WINDOW
+from tests.previews.canvas import PAGE_PIXELS, Drawn, Series
 from tests.previews.page import height_of, html_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-BOARDS: Final = ROOT / "dashboards" / "grafana"
 PICTURES: Final = ROOT / "docs" / "dashboards"
-STEP_SECONDS: Final = 60
-RATE_INTERVAL: Final = "4m"
-"""What Grafana makes of a scrape interval of one minute."""
 SCREENSHOT_SECONDS: Final = 120
 
 CHOSEN: Final[Mapping[str, Mapping[str, str]]] = {
-    "vllm-agent-server": {"server": "llama", "instance": "gpu1:10060"},
-    "vllm-agent-gpu": {"instance": "gpu1:10060"},
+    FLEET_UID: {},
+    SERVER_UID: {"server": "llama"},
+    GPU_UID: {"instance": "gpu1:10060"},
 }
 """What a reader has chosen on each dashboard; everything else is on All."""
 
@@ -46,69 +45,40 @@ def main() -> int:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        blocks = scenario.write_blocks(folder)
-        with Prometheus(folder / "run", storage=blocks) as prometheus:
-            for path in sorted(BOARDS.glob("*.json")):
-                board = json.loads(path.read_text(encoding="utf-8"))
-                page = folder / f"{board['uid']}.html"
-                page.write_text(_page(prometheus, board), encoding="utf-8")
-                picture = PICTURES / f"{board['uid']}.png"
-                _screenshot(chromium, page, picture, height_of(board), folder)
+        with scenario.Storage(folder) as prometheus:
+            for uid, board in BOARDS.items():
+                viewer = Viewer(board, prometheus, WINDOW, CHOSEN[uid])
+                page, picture = folder / f"{uid}.html", PICTURES / f"{uid}.png"
+                page.write_text(_page(viewer), encoding="utf-8")
+                _screenshot(chromium, page, picture, height_of(board.json), folder)
                 print(f"wrote {picture.relative_to(ROOT)}")
                 if options.html:
                     shutil.copy(page, options.html)
     return 0
 
 
-def _page(prometheus: Prometheus, board: Mapping[str, Any]) -> str:
-    names = [one["name"] for one in board["templating"]["list"] if one["type"] == "query"]
-    chosen = {**dict.fromkeys(names, "All"), **CHOSEN.get(board["uid"], {})}
-    values = {name: ".*" if value == "All" else value for name, value in chosen.items()}
-    values |= {"__rate_interval": RATE_INTERVAL, "__range": "2h", "__interval": "1m"}
-    answers = {
-        panel["id"]: [
-            series
-            for target in panel.get("targets", ())
-            for series in _answer(prometheus, panel, target, values)
-        ]
-        for panel in board["panels"]
-    }
-    return html_of(board, chosen, answers, scenario.START, scenario.END)
+def _page(viewer: Viewer) -> str:
+    chosen = dict.fromkeys(viewer.options, "All") | dict(viewer.chosen)
+    panels = [_asked(viewer, panel) for panel in viewer.board.json["panels"]]
+    return html_of(viewer.board.json, chosen, panels)
 
 
-def _answer(
-    prometheus: Prometheus,
-    panel: Mapping[str, Any],
-    target: Mapping[str, Any],
-    values: Mapping[str, str],
-) -> list[Series]:
-    expr = _with_values(target["expr"], values)
-    if target["instant"]:
-        found = prometheus.query(expr, scenario.END)
-        points = [[one["value"]] for one in found]
-    else:
-        step = 300 if panel.get("interval") == "5m" else STEP_SECONDS
-        found = prometheus.query_range(expr, scenario.START, scenario.END, step)
-        points = [one["values"] for one in found]
-    return [
-        Series(
-            target["refId"],
-            _name(target["legendFormat"], one["metric"]),
-            one["metric"],
-            [(float(at), float(value)) for at, value in own],
-        )
-        for one, own in zip(found, points, strict=True)
+def _asked(viewer: Viewer, panel: Mapping[str, Any]) -> Drawn:
+    if panel["type"] == "table":
+        return Drawn(panel, (), WINDOW.start, WINDOW.end, viewer.rows(panel))
+    series = [
+        Series(target["refId"], _name(target["legendFormat"], one["metric"]), one["metric"], points)
+        for target in panel.get("targets", ())
+        for one in viewer.ask(target, panel)
+        if (points := [(float(at), float(value)) for at, value in one["values"]])
     ]
-
-
-def _with_values(expr: str, values: Mapping[str, str]) -> str:
-    return re.sub(r"\$\{?(\w+)(?::\w+)?\}?", lambda found: values[found[1]], expr)
+    return Drawn(panel, series, WINDOW.start, WINDOW.end)
 
 
 def _name(legend: str, labels: Mapping[str, str]) -> str:
     if legend == "__auto":
         return ", ".join(f"{name}={value}" for name, value in labels.items() if name != "__name__")
-    return re.sub(r"{{\s*(\w+)\s*}}", lambda found: labels.get(found[1], ""), legend)
+    return legend_text(legend, labels)
 
 
 def _screenshot(chromium: str, page: Path, picture: Path, height: int, folder: Path) -> None:

@@ -6,12 +6,13 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.previews.drawing import CELL_PIXELS, GAP_PIXELS, GRID_COLUMNS, PAGE_PIXELS, Drawn, draw
+from tests.previews.canvas import CELL_PIXELS, GAP_PIXELS, GRID_COLUMNS, PAGE_PIXELS
+from tests.previews.drawing import draw
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tests.previews.drawing import Series
+    from tests.previews.canvas import Drawn
 
 BAR_PIXELS: Final = 72
 NOTE: Final = "An approximation of Grafana, drawn from the dashboard's file and recorded samples."
@@ -53,27 +54,18 @@ def height_of(board: Mapping[str, Any]) -> int:
     return BAR_PIXELS + lowest * CELL_PIXELS + GAP_PIXELS
 
 
-def html_of(
-    board: Mapping[str, Any],
-    chosen: Mapping[str, str],
-    answers: Mapping[int, Sequence[Series]],
-    start: float,
-    end: float,
-) -> str:
-    """The page: `answers` are the series of each panel by id, `chosen` is what its bar shows."""
+def html_of(board: Mapping[str, Any], chosen: Mapping[str, str], panels: Sequence[Drawn]) -> str:
+    """The page of some panels; `chosen` is what its bar shows, by the name of the variable."""
     variables = "".join(
         f"<span><b>{escape(one['label'])}</b>{escape(chosen[one['name']])}</span>"
         for one in board["templating"]["list"]
         if one["name"] in chosen
     )
-    panels = "".join(
-        _panel(Drawn(panel, answers.get(panel["id"], ()), start, end), chosen)
-        for panel in board["panels"]
-    )
+    sections = "".join(_panel(drawn, chosen) for drawn in panels)
     title = escape(board["title"])
     return (
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
-        f"<header><em>{NOTE}</em><h1>{title}</h1><p>{variables}</p></header>{panels}"
+        f"<header><em>{NOTE}</em><h1>{title}</h1><p>{variables}</p></header>{sections}"
     )
 
 

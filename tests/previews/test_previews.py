@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.previews.drawing import Drawn, Series, draw
+from tests.previews.canvas import Drawn, Series
+from tests.previews.drawing import draw
 from tests.previews.looks import COLORS, in_unit, look, word
 from tests.previews.page import html_of
 
@@ -54,28 +55,30 @@ def test_a_mapping_goes_before_unit_and_thresholds() -> None:
     assert word("else", settings).color is None
 
 
+def answered(panel: dict[str, Any], name: str) -> Drawn:
+    """The panel as if each of its queries had found two series of that name."""
+    points = [(0.0, 1.0), (60.0, 2.0), (600.0, 1.0)]
+    if panel["type"] == "table":
+        titles = panel["transformations"][-1]["options"]["renameByName"].values()
+        return Drawn(panel, (), 0.0, 900.0, [dict.fromkeys(titles, name)])
+    series = [Series(one["refId"], name, {}, points) for one in panel.get("targets", ())]
+    return Drawn(panel, 2 * series, 0.0, 900.0)
+
+
 @each_board
 def test_every_panel_can_be_drawn(board: dict[str, Any]) -> None:
-    labels = {"server": "<llama>", "instance": "gpu1:10060", "state": "running", "stage": "init"}
     for panel in board["panels"]:
-        series = [
-            Series(target["refId"], "name", labels, [(0.0, 1.0), (60.0, 2.0), (600.0, 1.0)])
-            for target in panel.get("targets", ())
-        ]
-        if series:
-            assert draw(Drawn(panel, series, 0.0, 900.0))
+        if panel["type"] != "row":
             nothing = draw(Drawn(panel, (), 0.0, 900.0))
             assert panel["fieldConfig"]["defaults"]["noValue"] in nothing
+            assert draw(answered(panel, "name")) not in {"", nothing}
 
 
 @each_board
 def test_a_page_shows_every_title_and_no_label_as_html(board: dict[str, Any]) -> None:
-    answers = {
-        panel["id"]: 2 * [Series("A", "<u>", {"server": "<u>"}, [(0.0, 1.0)])]
-        for panel in board["panels"]
-    }
-    page = html_of(board, {}, answers, 0.0, 900.0)
+    page = html_of(board, {}, [answered(panel, "<u>") for panel in board["panels"]])
     assert "<u>" not in page
+    assert "&lt;u&gt;" in page
     for panel in board["panels"]:
         assert panel["title"] in page
 

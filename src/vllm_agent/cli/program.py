@@ -61,6 +61,7 @@ COMMANDS: Final = (
     Command("ensure-healthy", "ensure_healthy", "have a server run: return once it does"),
     Command("maintenance", "maintenance", "say that an end of a server is planned"),
     Command("forget", "forget", "let a discovered server that ended leave, and its page with it"),
+    Command("export-assets", "export_assets", "write the dashboards and alert rules to a folder"),
     Command("demo", "demo", "watch stand-in servers load, crash and come back"),
 )
 _COMMANDS: Final = {command.name: command for command in COMMANDS}

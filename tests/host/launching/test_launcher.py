@@ -665,7 +665,7 @@ async def test_a_fork_that_the_server_left_is_not_taken_for_it(agent):
     os.kill(process.pid, signal.SIGKILL)
     wait_ended(process.pid)
     assert await agent.replaced().find(None) is None
-    assert len(agent.scene.alive()) == 1
+    await eventually(lambda: len(agent.scene.alive()) == 1)
 
 
 async def test_what_is_found_serves_what_its_own_arguments_say(agent):
