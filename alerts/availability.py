@@ -20,7 +20,9 @@ LEAST_WANTED_RATIO: Final = 0.25
 """How much of the long window a server was wanted at least: otherwise the first load of a new
 server would be most of its life, and page."""
 
-_TOLD: Final = "VllmServer(Crashed|RestartLimitReached|Failed|Down|LoadStalled|Unreachable)"
+_TOLD: Final = (
+    "VllmServer(Crashed|RestartLimitReached|Failed|Down|LoadStalled|Unreachable|AvailabilityBurn)"
+)
 """Pages that say that a server is away. They end before the windows forget what they told."""
 
 _LONG_WINDOW_FACTOR: Final = 24
@@ -45,7 +47,7 @@ def availability_groups(site: Site, timing: Timing) -> tuple[RuleGroup, ...]:
             *(_unavailability(window) for window in here),
             *(_wanted_ratio(window) for window in here if window in guarded),
             *(
-                _burn(site, one)
+                _burn(site, timing, one)
                 for one in timing.burn_windows
                 if (one.long_seconds >= limit) is is_long
             ),
@@ -85,19 +87,28 @@ def _wanted_ratio(window: float) -> RecordingRule:
     )
 
 
-def _untold(expr: str, window: float) -> str:
-    """`expr` where no other page has told of the server in the window.
+def _untold(expr: str, windows: BurnWindows, timing: Timing) -> str:
+    """`expr` where no other page, nor a page of a faster burn, told of the server a while ago.
 
     Otherwise each outage that was paged would be paged again after its end.
     """
-    matchers = f'alertname=~"{_TOLD}", alertstate="firing", severity="{Severity.CRITICAL}"'
+    faster = (
+        duration(one.long_seconds) for one in timing.burn_windows if one.factor > windows.factor
+    )
+    matchers = (
+        f'alertname=~"{_TOLD}"',
+        'alertstate="firing"',
+        f'severity="{Severity.CRITICAL}"',
+        # Only burns have this label. Never its own: it would end itself.
+        f'long=~"{"|".join(["", *faster])}"',
+    )
     return (
         f"{expr}\nunless {SAME_SERVER}\n"
-        f"  max_over_time(ALERTS{{{matchers}}}[{duration(window)}]) == 1"
+        f"  max_over_time(ALERTS{{{', '.join(matchers)}}}[{duration(windows.short_seconds)}]) == 1"
     )
 
 
-def _burn(site: Site, windows: BurnWindows) -> AlertRule:
+def _burn(site: Site, timing: Timing, windows: BurnWindows) -> AlertRule:
     limit = f"{windows.factor * (1 - site.availability_target):.6g}"
     long, short = duration(windows.long_seconds), duration(windows.short_seconds)
     expr = wanted(
@@ -111,7 +122,7 @@ def _burn(site: Site, windows: BurnWindows) -> AlertRule:
     return AlertRule(
         "VllmServerAvailabilityBurn",
         windows.severity,
-        _untold(expr, windows.short_seconds) if is_page else expr,
+        _untold(expr, windows, timing) if is_page else expr,
         "A vLLM server is away so much that it misses its availability.",
         f"{SERVER_NAME} was away for {{{{ $value | humanizePercentage }}}} of the last {long} in "
         f"which it was wanted; it should serve {100 * site.availability_target:.6g}% of that. "
@@ -119,6 +130,7 @@ def _burn(site: Site, windows: BurnWindows) -> AlertRule:
         SERVER_AVAILABILITY,
         SERVER,
         windows.active_for_seconds,
-        # The windows damp it; kept longer it would page for an outage that is over.
+        # Between two short failures the short window is clean for a moment.
+        timing.keep_firing_seconds,
         labels={"long": long, "short": short},
     )

@@ -24,6 +24,7 @@ LONGER_THAN_ANY_WAIT: Final = 2
 """A server that nobody is told about stays down this many times as long as an alert would wait."""
 
 ORPHANS_LIVE: Final = ("--orphan-lifetime", "600")
+"""Until they are killed, as those of a real vLLM."""
 
 HARDWARE_XID: Final = 79
 """The GPU has fallen off the bus."""
@@ -114,7 +115,7 @@ def faults_of_gpu(scene: Scene) -> Iterator[None]:
     scene.show_gpu(*server.worker_pids)
     scene.wait_true(f"{scene.series('vllm_agent_server_gpu_memory_used_bytes')} > 0")
     scene.driver.fault(0, PROGRAM_XID, HARDWARE_XID)
-    scene.wait_true(f'ALERTS{{alertname="VllmGpuXid", instance="{scene.host}"}}')
+    scene.wait_paged(f"VllmGpuXid ({HARDWARE_XID})")
     kill_engine(server)
     yield
     scene.show_gpu()
@@ -127,11 +128,7 @@ def agent_killed(scene: Scene) -> Iterator[None]:
     other.start_serving()
     server = scene.start_serving()
     kill_engine(server)
-    scene.stage.journal.wait(
-        lambda alert: alert.server == scene.server,
-        lambda entry: bool(entry.pages),
-        "the crash is told",
-    )
+    scene.wait_paged("VllmServerCrashed (engine_died)")
     process = scene.agent.process
     assert process is not None
     process.kill()

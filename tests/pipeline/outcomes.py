@@ -52,14 +52,18 @@ class Scenario:
     expected: Told
     alerts: frozenset[str] = field(default_factory=frozenset)
 
-    def is_about(self, alert: Alert) -> bool:
-        """Whether the alert is of this scenario; no alert is of two."""
-        if alert.instance != self.host:
-            return False
-        if alert.server:
-            # What nobody configured has its port in its name.
-            return alert.server.partition("@")[0] == self.server
-        return alert.name.partition(" ")[0] in self.alerts
+    def about(self, stage: Stage) -> Callable[[Alert], bool]:
+        """Tells whether an alert is of this scenario; no alert is of two."""
+        label = stage.scene(self.host, self.server).label
+
+        def is_about(alert: Alert) -> bool:
+            if alert.instance != self.host:
+                return False
+            if alert.server:
+                return alert.server == label
+            return alert.name.partition(" ")[0] in self.alerts
+
+        return is_about
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,12 @@ class Outcome:
         """Whom it was told, in the form of what was expected."""
         entry = self.entry
         return Told(entry.pages, entry.tickets, frozenset(entry.kept_back))
+
+    def seconds_after_mending(self, at_unix_seconds: float) -> str:
+        """How long after it was mended that was, for a reader."""
+        if self.mended_at is None:
+            return "not mended"
+        return f"{at_unix_seconds - self.mended_at:.0f} s"
 
     @property
     def resolved_early(self) -> frozenset[str]:
@@ -100,14 +110,14 @@ def play(stage: Stage, scenarios: Sequence[Scenario], seconds: float = 0) -> See
     with ThreadPoolExecutor(len(scenarios)) as pool:
         ends = list(pool.map(lambda scenario: _play(stage, scenario, seconds), scenarios))
     outcomes = {
-        scenario.name: Outcome(stage.journal.entry(scenario.is_about), *end)
+        scenario.name: Outcome(stage.journal.entry(scenario.about(stage)), *end)
         for scenario, end in zip(scenarios, ends, strict=True)
     }
+    abouts = [scenario.about(stage) for scenario in scenarios]
     others = {
         alert
         for alert in stage.journal.alerts()
-        if not any(scenario.is_about(alert) for scenario in scenarios)
-        and not _is_of_a_stranger(stage, alert)
+        if not any(is_about(alert) for is_about in abouts) and not _is_of_a_stranger(stage, alert)
     }
     return Seen(outcomes, frozenset(others))
 
@@ -131,7 +141,7 @@ def _play(stage: Stage, scenario: Scenario, seconds: float) -> tuple[float | Non
             _wait_told(stage, scenario)
             mended_at = time.time()
             next(steps, None)
-            stage.journal.wait_over(scenario.is_about)
+            stage.journal.wait_over(scenario.about(stage))
             if time.monotonic() >= over:
                 return mended_at, ""
     except Exception as error:  # noqa: BLE001 - the others go on, and its own test tells of it
@@ -141,7 +151,7 @@ def _play(stage: Stage, scenario: Scenario, seconds: float) -> tuple[float | Non
 def _wait_told(stage: Stage, scenario: Scenario) -> None:
     expected = scenario.expected
     stage.journal.wait(
-        scenario.is_about,
+        scenario.about(stage),
         lambda entry: (
             entry.pages >= expected.pages
             and entry.tickets >= expected.tickets
@@ -167,7 +177,7 @@ def table(scenarios: Iterable[Scenario], outcomes: Mapping[str, Outcome]) -> str
                 _listed(entry.tickets),
                 _listed(kept_back),
                 _listed(
-                    f"{name} {at - (outcome.mended_at or 0.0):.0f} s"
+                    f"{name} {outcome.seconds_after_mending(at)}"
                     for name, at in entry.resolved.items()
                     if name in entry.told
                 ),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MINUTE_SECONDS: Final = 60.0
 LOAD_SECONDS: Final = 3.0
-"""Of each minute, 5 %: the error budget may burn up to 14.4 % of the time before somebody is paged."""
+"""Of each minute, 5 %: somebody is paged where 14.4 % of the time are away."""
 
 PAUSE_SECONDS: Final = 0.5
 """Between two short requests."""

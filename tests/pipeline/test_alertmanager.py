@@ -168,6 +168,8 @@ def _of(sources: Iterable[Kind]) -> frozenset[tuple[Kind, Kind]]:
 
 
 NONE: Final[frozenset[tuple[Kind, Kind]]] = frozenset()
+# The two ways to lose sight of agents are equals, even where somebody gives both an instance.
+ALL_GONE: Final = frozenset({(AGENT_DOWN, Kind("VllmAgentAbsent", "critical"))})
 OTHER_SERVER: Final = {"server": "qwen"}
 OTHER_HOST: Final = {"instance": "gpu2:10060"}
 OTHER_JOB: Final = {"job": "vllm-agent-canary"}
@@ -184,6 +186,7 @@ WORLDS: Final = (
     World("source without an instance", PAIRS, NONE, without("instance"), {}),
     World("target without an instance", PAIRS, NONE, {}, without("instance")),
     World("both without either", PAIRS, NONE, NOBODY, NOBODY),
+    World("one agent down, all absent", ALL_GONE, NONE, {}, HOST),
 )
 
 

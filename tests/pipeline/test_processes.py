@@ -12,6 +12,7 @@ from tests.pipeline.processes import (
     Alertmanager,
     ProgramError,
     Prometheus,
+    Target,
     Webhook,
     shipped_config_for,
 )
@@ -54,6 +55,17 @@ def test_prometheus_scrapes_its_jobs(tmp_path):
         assert series["metric"]["instance"] == "127.0.0.1:9"
         assert series["value"][1] == "0"
         assert prometheus.alerts() == []
+
+
+@pytest.mark.needs("prometheus")
+def test_prometheus_scrapes_a_target_under_its_name_and_at_its_pace(tmp_path):
+    often, seldom = (
+        Target(address="127.0.0.1:9", job="gone", instance=name, scrape_interval=interval)
+        for name, interval in (("often", "100ms"), ("seldom", "1h"))
+    )
+    with Prometheus(tmp_path, scrape_interval="1h", targets=[often, seldom]) as prometheus:
+        prometheus.wait_for('count_over_time(up{job="gone", instance="often"}[1m]) > 2')
+        assert len(prometheus.query('count_over_time(up{instance="seldom"}[1m]) > 1')) == 0
 
 
 @pytest.mark.needs("prometheus")

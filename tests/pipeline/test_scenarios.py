@@ -21,7 +21,7 @@ from tests.pipeline.world import Host, Stage
 if TYPE_CHECKING:
     from pathlib import Path
 
-LONGEST_SECONDS: Final = 300
+LONGEST_SECONDS: Final = 400
 """For hangs only: all scenarios run in the fixture of the first test, in a minute and a half."""
 
 pytestmark = [

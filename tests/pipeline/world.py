@@ -60,8 +60,8 @@ _WORKER_BYTES: Final = 30 * GIB
 class Host:
     """An agent and the servers of its configuration; its name is its `instance`.
 
-    `monitored` and `managed` have more settings of each server. Who has none of them and no
-    `external` one discovers every server of this machine.
+    `monitored` and `managed` have more settings of each server; an agent has either. One that has
+    no server at all finds those of the whole machine, if `discovery` says so.
     """
 
     name: str
@@ -128,6 +128,14 @@ class Scene:
     def wait_seen(self, state: str) -> None:
         """Waits until Prometheus has seen the server in this state."""
         self.wait_true(f"{self.series('vllm_agent_server_state', state=state)} == 1")
+
+    def wait_paged(self, name: str) -> None:
+        """Waits until somebody was paged for this host by an alert of this name."""
+        self.stage.journal.wait(
+            lambda alert: alert.instance == self.host,
+            lambda entry: name in entry.pages,
+            f"{name} has paged",
+        )
 
     def wait_true(self, expr: str) -> None:
         """Waits until a query has a result."""
