@@ -92,20 +92,34 @@ def _untold(expr: str, windows: BurnWindows, timing: Timing) -> str:
 
     Otherwise each outage that was paged would be paged again after its end.
     """
-    faster = (
+    faster = [
         duration(one.long_seconds) for one in timing.burn_windows if one.factor > windows.factor
-    )
+    ]
     matchers = (
         f'alertname=~"{_TOLD}"',
         'alertstate="firing"',
         f'severity="{Severity.CRITICAL}"',
         # Only burns have this label. Never its own: it would end itself.
-        f'long=~"{"|".join(["", *faster])}"',
+        f'long=~"|{"|".join(faster)}"' if faster else 'long=""',
     )
     return (
         f"{expr}\nunless {SAME_SERVER}\n"
         f"  max_over_time(ALERTS{{{', '.join(matchers)}}}[{duration(windows.short_seconds)}]) == 1"
     )
+
+
+def _unexplained(expr: str, windows: BurnWindows) -> str:
+    """`expr` where the server was not starting, and where it is known how it is.
+
+    A page would ask somebody to do what is under way: a load is judged by its progress, and a slow
+    one has a ticket. Unknown is not down.
+    """
+    if windows.severity is Severity.CRITICAL:
+        states, short = "starting|unknown", duration(windows.short_seconds)
+        held_back = f'max_over_time(vllm_agent_server_state{{state=~"{states}"}}[{short}])'
+    else:
+        held_back = 'vllm_agent_server_state{state="unknown"}'
+    return f"{expr}\nunless {SAME_SERVER}\n  {held_back} == 1"
 
 
 def _burn(site: Site, timing: Timing, windows: BurnWindows) -> AlertRule:
@@ -122,7 +136,7 @@ def _burn(site: Site, timing: Timing, windows: BurnWindows) -> AlertRule:
     return AlertRule(
         "VllmServerAvailabilityBurn",
         windows.severity,
-        _untold(expr, windows, timing) if is_page else expr,
+        _unexplained(_untold(expr, windows, timing) if is_page else expr, windows),
         "A vLLM server is away so much that it misses its availability.",
         f"{SERVER_NAME} was away for {{{{ $value | humanizePercentage }}}} of the last {long} in "
         f"which it was wanted; it should serve {100 * site.availability_target:.6g}% of that. "

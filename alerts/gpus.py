@@ -91,7 +91,8 @@ def _xid(
     # sees one where the agent's clock is behind.
     is_fault = severity is Severity.CRITICAL
     window = timing.xid_window_seconds if is_fault else timing.crash_window_seconds
-    recently = duration(2 * timing.crash_window_seconds)
+    # Longer than the alert lasts, or it forgets them before it ends.
+    recently = duration(window + timing.crash_window_seconds)
     last_xid = f"vllm_agent_gpu_last_xid_timestamp_seconds{{{matcher}}}"
     return AlertRule(
         "VllmGpuXid",

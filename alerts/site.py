@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dashboards.queries import AVAILABILITY_TARGET
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -23,7 +25,7 @@ class Site:
     repository_url: str = "https://github.com/vllm-agent/vllm-agent"
     grafana_url: str = "http://localhost:3000"
     job: str = "vllm-agent"
-    availability_target: float = 0.99
+    availability_target: float = AVAILABILITY_TARGET
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

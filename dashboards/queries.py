@@ -28,7 +28,7 @@ _CHOSEN: Final = (*TARGET_LABELS, "server")
 SAME_SERVER: Final = "on (job, instance, server)"
 SAME_GPU: Final = "on (job, instance, gpu, uuid)"
 AVAILABILITY_TARGET: Final = 0.99
-"""Where a dashboard's judgement on availability turns; that of the burn rate alerts as shipped."""
+"""Where a dashboard's judgement on availability turns; the burn rate alerts have it from here."""
 
 _FAMILIES: Final[tuple[Family[Any], ...]] = (
     *SERVER_FAMILIES,

@@ -45,8 +45,16 @@ COUNTERS: Final = frozenset(
 )
 """The series that only grow, those of histograms included."""
 
+_OF_PROMETHEUS: Final = MappingProxyType(
+    {
+        "up": TARGET_LABELS,
+        # Of the pages about servers; one per pending or firing alert, with all labels that it has.
+        "ALERTS": TARGET_LABELS | {"alertname", "alertstate", "severity", "server", "long"},
+    }
+)
+"""What Prometheus itself records."""
+
 METRIC_LABELS: Final = MappingProxyType(
-    {name: labels for family in _FAMILIES for name, labels in _series(family)}
-    | {"up": TARGET_LABELS}  # Prometheus' own, one per target
+    {name: labels for family in _FAMILIES for name, labels in _series(family)} | _OF_PROMETHEUS
 )
 """Name → every label a series of it has in Prometheus."""

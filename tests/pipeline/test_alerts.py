@@ -125,7 +125,34 @@ def test_operator_gets_the_same_groups():
 def test_groups_have_names_of_their_own():
     names = [group["name"] for group in GROUPS]
     assert len(set(names)) == len(names)
-    assert all(name.startswith("vllm-agent-") for name in names)
+    assert all(re.fullmatch(r"vllm-agent(-\w+)*", name) for name in names)
+
+
+def test_what_silences_is_evaluated_with_what_it_silences_and_before():
+    """Groups are evaluated at different moments: a page would come up between two ends."""
+    group, *others = ([rule["alert"] for rule in one["rules"] if "alert" in rule] for one in GROUPS)
+    subjects = re.findall(r"^Vllm(Agent|Gpu|Server)", "\n".join(group), re.MULTILINE)
+    assert len(subjects) == len(group)
+    assert subjects == sorted(subjects)
+    assert set(subjects) == {"Agent", "Gpu", "Server"}
+    assert {name for names in others for name in names} == {"VllmServerAvailabilityBurn"}
+
+
+def test_page_of_a_burn_knows_every_other_page_of_a_server():
+    """But for itself and slower burns, by their label: it would end itself."""
+    pages = {alert["alert"] for alert in ALERTS if alert["labels"]["severity"] == "critical"}
+    burns = [alert for alert in ALERTS if alert["alert"] == "VllmServerAvailabilityBurn"]
+    told = [
+        selector.matchers
+        for alert in burns
+        for selector in selectors(alert["expr"])
+        if selector.metric == "ALERTS"
+    ]
+    assert [alert["labels"]["severity"] for alert in burns[: len(told)]] == ["critical"] * 2
+    assert [matchers["long"] for matchers in told] == ["", "|1h"]
+    for matchers in told:
+        known = {name for name in pages if re.fullmatch(matchers["alertname"], name)}
+        assert known == {name for name in pages if name.startswith("VllmServer")}
 
 
 @each_alert

@@ -12,11 +12,9 @@ import pytest
 from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from alerts.site import Site
 from dashboards import links
 from dashboards.output import generated_files, stale_files, write_or_check
 from dashboards.panels import ROWS_PER_PAGE
-from dashboards.queries import AVAILABILITY_TARGET
 from dashboards.states import STAGE_STYLES, STATE_STYLES
 from tests.pipeline.boards import BOARDS, Target
 from tests.pipeline.catalogue import METRIC_LABELS
@@ -233,10 +231,6 @@ def test_variables_are_the_usual_ones_in_the_usual_order(board):
     assert board.variables["model_name"]["allValue"] == ".*"
     # "All" servers are those of the chosen models.
     assert "allValue" not in board.variables["server"]
-
-
-def test_availability_is_judged_as_the_alerts_judge_it():
-    assert Site().availability_target == AVAILABILITY_TARGET
 
 
 @pytest.mark.filterwarnings("ignore:Prefer using dashboardv2:DeprecationWarning")

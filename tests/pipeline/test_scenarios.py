@@ -93,7 +93,7 @@ SCENARIOS: Final = (
         host="local",
         server="slow",
         happening=incidents.slow_start,
-        expected=told(pages=["VllmServerAvailabilityBurn"], tickets=["VllmServerStartSlow"]),
+        expected=told(tickets=["VllmServerStartSlow"]),
     ),
     Scenario(
         name="never started",
