@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 39
 """That of vLLM's own dashboards, which are tested with Grafana 10.4, 11.6 and 13.2."""
+OWN_TAG: Final = "vllm-agent"
 SERVER_NAME: Final = "{{server}} ({{instance}})"
 """The legend of a server: its name is unique on its host only."""
 GOOD_WHEN_ZERO: Final[Sequence[Threshold]] = ((None, "green"), (1.0, "red"))
@@ -62,8 +63,10 @@ def board(
         "templating": {"list": [*_variables(), *variables]},
         "annotations": {"list": list(annotations)},
         "links": [
-            _link("vllm-agent", "vllm-agent", is_dropdown=False),
+            _link(OWN_TAG, OWN_TAG, is_dropdown=False),
             _link("vllm", "All vLLM dashboards", is_dropdown=True),
+            _vllm_link("vLLM's overview", "vllm-overview"),
+            _vllm_link("vLLM's instances", "vllm-instances"),
         ],
         "panels": list(panels),
     }
@@ -165,12 +168,30 @@ def _datasource_variable() -> Json:
 
 
 def _link(tag: str, title: str, *, is_dropdown: bool) -> Json:
-    # The variables have the names that vLLM's dashboards give them, so a choice goes along.
+    """A link to every dashboard with the tag.
+
+    Our own take the variables along. To others `job` and `instance` are those of vLLM itself, and
+    an agent's would show nothing there.
+    """
     return {
         "type": "dashboards",
         "title": title,
         "tags": [tag],
         "asDropdown": is_dropdown,
-        "includeVars": True,
+        "includeVars": tag == OWN_TAG,
         "keepTime": True,
+    }
+
+
+def _vllm_link(title: str, uid: str) -> Json:
+    """A link to a dashboard of vLLM itself, with the variables that they share."""
+    return {
+        "type": "link",
+        "title": title,
+        "tooltip": "A dashboard that vLLM ships, where it is installed.",
+        "icon": "dashboard",
+        "url": f"/d/{uid}?${{datasource:queryparam}}&${{model_name:queryparam}}",
+        "includeVars": False,
+        "keepTime": True,
+        "targetBlank": False,
     }

@@ -8,6 +8,7 @@ from dashboards import fleet_agents, links
 from dashboards.board import (
     BAR_INTERVAL,
     GOOD_WHEN_ZERO,
+    SERVER_NAME,
     board,
     to_server,
 )
@@ -128,15 +129,16 @@ def _running_and_desired() -> Json:
     panel = Panel(
         1,
         "Servers running",
-        "Servers in state running, beside those that should be "
-        "(`vllm_agent_server_state`, `vllm_agent_server_desired_up`). "
-        "A server started by hand in a shell runs without being desired.",
+        "Of the servers that should run (`vllm_agent_server_desired_up`), those in state running "
+        "(`vllm_agent_server_state`). One started by hand in a shell runs without being desired, "
+        "and counts in neither.",
         Area(0, 0, 6, 4),
         "none",
         "None",
     )
-    running = f"sum({metric('server_state', state='running')})"
-    desired = f"sum({metric('server_desired_up')})"
+    desired = metric("server_desired_up")
+    running = f"sum({metric('server_state', state='running')} * {SAME_SERVER} {desired})"
+    desired = f"sum({desired})"
     return stat(panel, [instant("A", running, "Running"), instant("B", desired, "Desired")])
 
 
@@ -168,8 +170,7 @@ def _timeline() -> Json:
         mappings=state_codes(),
         links=[to_server("__field.labels.instance", "__field.labels.server")],
     )
-    legend = "{{server}} ({{instance}})"
-    return state_timeline(panel, [over_time("A", state_code_query(), legend)])
+    return state_timeline(panel, [over_time("A", state_code_query(), SERVER_NAME)])
 
 
 def _loads() -> Json:
@@ -230,7 +231,8 @@ def _server_table() -> Json:
         Column("url", "URL"),
         Column("instance", "Instance"),
     ]
-    return table(panel, [instant_table("A", state_since())], columns)
+    # In the alphabet crashed and failed come first.
+    return table(panel, [instant_table("A", state_since())], columns, sorted_by="State")
 
 
 def _crashes() -> Json:
@@ -260,8 +262,8 @@ def _restarts() -> Json:
         "No restarts",
         interval=BAR_INTERVAL,
     )
-    expr = events("server_restarts_total", "server, initiator")
-    return timeseries(panel, [over_time("A", expr, "{{server}} by {{initiator}}")], BARS)
+    expr = events("server_restarts_total", "job, instance, server, initiator")
+    return timeseries(panel, [over_time("A", expr, f"{SERVER_NAME} by {{{{initiator}}}}")], BARS)
 
 
 def _last_crashes() -> Json:
@@ -328,7 +330,8 @@ def _probe_failures() -> Json:
         "No failures",
     )
     expr = (
-        "sum by (server, probe, cause)"
+        "sum by (job, instance, server, probe, cause)"
         f" (rate({metric('probe_failures_total')}[$__rate_interval])) > 0"
     )
-    return timeseries(panel, [over_time("A", expr, "{{server}} {{probe}}: {{cause}}")])
+    legend = f"{SERVER_NAME} {{{{probe}}}}: {{{{cause}}}}"
+    return timeseries(panel, [over_time("A", expr, legend)])

@@ -83,8 +83,12 @@ def label_values(name: str, label: str, *followed: str) -> str:
 
 
 def target_up() -> str:
-    """A selector of Prometheus' own `up` of the chosen agents."""
-    return f"up{{{', '.join(map(_follows, TARGET_LABELS))}}}"
+    """Prometheus' own `up` of the chosen agents, and of no target of a job without agents.
+
+    An agent that is down tells nothing, but another of its job did, or it itself before.
+    """
+    up = f"up{{{', '.join(map(_follows, TARGET_LABELS))}}}"
+    return f"({up} and on (job) group by (job) (last_over_time({metric('build_info')}[$__range])))"
 
 
 def events(counter: str, by: str, *, chosen: tuple[str, ...] = ()) -> str:

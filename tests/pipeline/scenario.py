@@ -62,6 +62,9 @@ def samples() -> Iterator[str]:
     """Every sample as a line of OpenMetrics, oldest first."""
     for host in hosts():
         yield from _samples(host)
+    # A vLLM that is scraped itself, as the shipped configuration of Prometheus has it, and is down.
+    for unix_seconds in SCRAPES:
+        yield f'up{{instance="gpu1:8000",job="vllm"}} 0.0 {unix_seconds}\n'
 
 
 def _samples(host: Host) -> Iterator[str]:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from grafana_foundation_sdk.cog import plugins
@@ -177,13 +178,23 @@ def test_waterfall_draws_every_stage_in_the_order_of_a_start():
 
 @each_board
 def test_boards_lead_to_each_other_and_to_those_of_vllm(board):
-    tags = set()
-    for link in board.json["links"]:
-        assert link["type"] == "dashboards"
-        assert link["includeVars"]
-        assert link["keepTime"]
-        tags |= set(link["tags"])
-    assert tags == {"vllm", "vllm-agent"} == set(board.json["tags"])
+    assert all(link["keepTime"] for link in board.json["links"])
+    takes_variables = {
+        link["tags"][0]: link["includeVars"]
+        for link in board.json["links"]
+        if link["type"] == "dashboards"
+    }
+    # The job and instance of an agent are not those of a vLLM.
+    assert takes_variables == {"vllm": False, "vllm-agent": True}
+    assert set(takes_variables) == set(board.json["tags"])
+    to_vllm = [link for link in board.json["links"] if link["type"] == "link"]
+    assert {urlsplit(link["url"]).path for link in to_vllm} == {
+        "/d/vllm-overview",
+        "/d/vllm-instances",
+    }
+    for link in to_vllm:
+        names = set(re.findall(r"\$\{(\w+):queryparam\}", link["url"]))
+        assert names == {"datasource", "model_name"} <= set(board.variables)
 
 
 @each_panel
@@ -214,7 +225,8 @@ def test_the_ways_between_the_boards():
     def leads(uid: str) -> set[str]:
         return set(re.findall(r"/d/([\w-]+)", json.dumps(BOARDS[uid].json)))
 
-    assert leads(links.FLEET_UID) == {links.SERVER_UID}
+    own = {links.FLEET_UID, links.SERVER_UID, links.GPU_UID}
+    assert leads(links.FLEET_UID) & own == {links.SERVER_UID}
     assert links.GPU_UID in leads(links.SERVER_UID)
     assert links.SERVER_UID in leads(links.GPU_UID)
 

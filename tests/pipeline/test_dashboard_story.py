@@ -65,12 +65,12 @@ def _rows(viewer: Viewer, panel_id: int) -> dict[tuple[str, ...], dict[str, Any]
 @pytest.mark.parametrize(
     ("panel_id", "ref_id", "shown"),
     [
-        (1, "A", 4),  # llama, mistral, embed and remote
-        (1, "B", 7),  # all but gemma, which is in maintenance, and embed, which nobody asked for
+        (1, "A", 3),  # llama, mistral and remote; embed runs, too, and nobody asked for it
+        (1, "B", 7),  # all but gemma, which is in maintenance, and embed
         (2, "A", 2),  # phi and partner
         (3, "A", 6),  # llama twice, phi three times, qwen once
         (4, "A", 1),  # phi
-        (6, "A", 1),  # lab
+        (6, "A", 1),  # lab, and not the dead target of a job without agents
     ],
 )
 def test_number_of_the_fleet(looking, panel_id, ref_id, shown):
@@ -166,10 +166,10 @@ def test_graphs_count_every_event_once(looking):
     }
     restarts = _over_time(looking(FLEET_UID), 21)
     assert {who: sum(bars.values()) for who, bars in restarts.items()} == {
-        "llama by outside": 2,
-        "mistral by outside": 2,
-        "phi by agent": 3,
-        "qwen by operator": 2,
+        "llama (gpu1:10060) by outside": 2,
+        "mistral (gpu2:10060) by outside": 2,
+        "phi (gpu1:10060) by agent": 3,
+        "qwen (gpu1:10060) by operator": 2,
     }
     of_llama = _over_time(looking(SERVER_UID, "a server"), 40)
     assert {name.partition(":")[0] for name in of_llama} == {

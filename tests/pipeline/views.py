@@ -102,6 +102,7 @@ NO_VALUE: Final[Mapping[str, Mapping[str, Mapping[int, str]]]] = MappingProxyTyp
         # Nobody wants it up, and it was there before its agent.
         "an ad-hoc server": {
             FLEET_UID: {
+                1: "None",
                 5: "Nothing desired",
                 12: "Nothing loads",
                 20: "No crashes",
@@ -135,7 +136,7 @@ ABSENT: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "a server": {SERVER_UID: "1D 1E 20B 21B 21H 22B 22C 41C"},
         "one of each": {SERVER_UID: "1D 1E 1F 21B 21D 21E 40A 41C"},
         "a server by URL": {FLEET_UID: "31E", SERVER_UID: "1D 1E 2C 41C"},
-        "an ad-hoc server": {FLEET_UID: "1B", SERVER_UID: "1B 1D 1E 2C 41C"},
+        "an ad-hoc server": {SERVER_UID: "1B 1D 1E 2C 41C"},
     }
 )
 """By view and dashboard: queries (panel and letter) that find nothing beside others that do."""
