@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if site.labels and options.format == "plain":
         parser.error("a rule file has no labels of its own: --label goes with a prometheusrule")
     if options.stdout:
-        print(_FORMATS[options.format](site), end="")
+        _print(_FORMATS[options.format](site))
         return 0
     if site != Site() or options.format != "plain":
         parser.error("what differs from the committed files goes with --stdout")
@@ -51,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         default="plain",
         help="a rule file, or an object for the Prometheus operator",
     )
-    parser.add_argument("--repository-url", default=default.repository_url, metavar="URL")
-    parser.add_argument("--grafana-url", default=default.grafana_url, metavar="URL")
+    for name, url in (("repository", default.repository_url), ("grafana", default.grafana_url)):
+        parser.add_argument(f"--{name}-url", type=_url, default=url, metavar="URL")
     parser.add_argument("--job", default=default.job, help="scrape job of the agents")
     parser.add_argument(
         "--availability-target",
@@ -72,11 +73,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _url(text: str) -> str:
+    """As it is copied from a browser: with a slash at its end, or none."""
+    return text.removesuffix("/")
+
+
 def _label(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not (name and separator):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # Whoever read has enough, as `head` does. The interpreter's last flush has to succeed.
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alerts.rule import AlertRule
 from alerts.texts import AGENT
-from alerts.timing import Severity
+from alerts.timing import Severity, duration
 from dashboards.links import FLEET_AGENTS_DOWN, FLEET_COLLECTORS, FLEET_CONFIGURATION
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def agent_alerts(site: Site, timing: Timing) -> tuple[AlertRule, ...]:
     """All alerts about one agent, and the one about having none."""
+    restart_window = duration(timing.agent_restart_window_seconds)
     return (
         AlertRule(
             "VllmAgentDown",
@@ -41,6 +42,20 @@ def agent_alerts(site: Site, timing: Timing) -> tuple[AlertRule, ...]:
             FLEET_AGENTS_DOWN,
             ("job",),
             timing.down_for_seconds,
+        ),
+        AlertRule(
+            "VllmAgentRestarting",
+            Severity.WARNING,
+            # One that dies every minute is never down for as long as VllmAgentDown takes.
+            f'changes(process_start_time_seconds{{job="{site.job}"}}[{restart_window}]) '
+            f"> {timing.agent_restart_count}",
+            "A vllm-agent does not stay up, and watches its vLLM servers badly.",
+            "The vllm-agent on {{ $labels.instance }} has restarted {{ $value }} times in the last "
+            f"{restart_window}. What happens while it is away is seen late or not at all. "
+            "Look why it ends: 'journalctl --unit vllm-agent' there.",
+            FLEET_AGENTS_DOWN,
+            AGENT,
+            keep_firing_seconds=timing.keep_firing_seconds,
         ),
         AlertRule(
             "VllmAgentCollectorDown",

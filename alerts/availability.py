@@ -21,7 +21,8 @@ LEAST_WANTED_RATIO: Final = 0.25
 server would be most of its life, and page."""
 
 _TOLD: Final = (
-    "VllmServer(Crashed|RestartLimitReached|Failed|Down|LoadStalled|Unreachable|AvailabilityBurn)"
+    "VllmServer(Crashed|RestartLimitReached|Restarted|Failed|Down|LoadStalled|Unreachable"
+    "|AvailabilityBurn)"
 )
 """Pages that say that a server is away. They end before the windows forget what they told."""
 

@@ -15,6 +15,7 @@ from alerts.texts import (
     LOAD_STAGE,
     LOOK,
     READ_HISTORY,
+    REASON_OR_LAST_CRASH,
     SAME_SERVER,
     SERVER,
     SERVER_NAME,
@@ -24,6 +25,7 @@ from alerts.texts import (
 )
 from alerts.timing import Severity, duration
 from dashboards.links import (
+    SERVER_ENDINGS,
     SERVER_PROBES,
     SERVER_PROCESSES,
     SERVER_RESTART_BUDGET,
@@ -38,6 +40,13 @@ if TYPE_CHECKING:
 SLOW_START_FACTOR: Final = 3
 """How many times its own mean a load takes before it is slow. A load with cold caches (the model's
 files, compiled kernels) takes longer than the others of the same server, and is no trouble."""
+
+RESTART_LOOP: Final = 3
+"""How many restarts of one server in an hour somebody has to look into now, even if each of them
+helped: users have lost their requests as often."""
+
+_ENDED: Final = "VllmServerCrashed|VllmServerRestartLimitReached"
+"""Alerts that tell why an agent restarted a server."""
 
 
 def server_alerts(timing: Timing) -> tuple[AlertRule, ...]:
@@ -55,9 +64,9 @@ def server_alerts(timing: Timing) -> tuple[AlertRule, ...]:
         *_page_and_ticket(
             "VllmServerRestartLimitReached",
             "vllm_agent_server_restart_limit_reached == 1",
-            "A vLLM server crashed more often than its restart limit allows.",
+            "A vLLM server has used up its restarts.",
             f"{SERVER_NAME} has used up its restarts. Last seen {LAST_STATE}, "
-            f"reason: {LAST_REASON}. Mend that before it is started again: {READ_HISTORY}",
+            f"reason: {REASON_OR_LAST_CRASH}. Mend that before it is started again: {READ_HISTORY}",
             SERVER_RESTART_BUDGET,
             timing=timing,
         ),
@@ -65,7 +74,7 @@ def server_alerts(timing: Timing) -> tuple[AlertRule, ...]:
             "VllmServerFailed",
             # Without its label the alert has the labels of all others of the server.
             'max without (state) (vllm_agent_server_state{state="failed"}) == 1',
-            "A vLLM server is there and does not serve.",
+            "A vLLM server has failed and does not serve.",
             f"{SERVER_NAME} has been failed for more than {duration(timing.down_for_seconds)}, "
             f"reason: {LAST_REASON}. {READ_HISTORY}",
             SERVER_PROBES,
@@ -84,6 +93,7 @@ def server_alerts(timing: Timing) -> tuple[AlertRule, ...]:
         ),
         _unreachable(timing),
         _slow_start(timing),
+        *_restarted(timing),
         _orphans(timing),
     )
 
@@ -103,7 +113,7 @@ def _page_and_ticket(
         AlertRule(
             name,
             severity,
-            narrowed(expr),
+            narrowed,
             summary,
             description,
             panel,
@@ -111,7 +121,10 @@ def _page_and_ticket(
             active_for_seconds,
             timing.keep_firing_seconds,
         )
-        for severity, narrowed in ((Severity.CRITICAL, wanted), (Severity.WARNING, of_nobody))
+        for severity, narrowed in (
+            (Severity.CRITICAL, wanted(expr)),
+            (Severity.WARNING, of_nobody(expr, timing)),
+        )
     )
     return page, ticket
 
@@ -147,7 +160,7 @@ def _down(timing: Timing) -> AlertRule:
         "A vLLM server that should be up does not serve.",
         f"{SERVER_NAME} should be up and has not served for more than "
         f"{duration(timing.down_for_seconds)}. Last seen {LAST_STATE}. "
-        "Start it as it is started there: its systemd unit, its container, or "
+        "Start it as it is started there: its systemd unit, its container, or for a managed one "
         "'vllm-agent start {{ $labels.server }}'. If it is not wanted, say so: "
         "'vllm-agent maintenance {{ $labels.server }} on'.",
         SERVER_TIMELINE,
@@ -205,6 +218,55 @@ unless {SAME_SERVER}
         SERVER,
         timing.load_for_seconds,
         timing.keep_firing_seconds,
+    )
+
+
+def _restarted(timing: Timing) -> tuple[AlertRule, AlertRule]:
+    """A managed server that hangs is restarted too soon for any other alert to see it.
+
+    A crash has a page of its own, and so has a server that used up its restarts: each lasts longer
+    than the restart that follows it.
+    """
+
+    def restarts(window_seconds: float, least: int) -> str:
+        window = duration(window_seconds)
+        counted = 'vllm_agent_server_restarts_total{initiator="agent"}'
+        ended = f'ALERTS{{alertname=~"{_ENDED}", alertstate="firing"}}'
+        return (
+            f"round(sum without (initiator) (increase({counted}[{window}]))) >= {least}\n"
+            f"unless {SAME_SERVER}\n"
+            f"  max_over_time({ended}[{window}]) == 1\n"
+            # The start after a maintenance is the agent's, too.
+            f"unless {SAME_SERVER}\n  min_over_time(vllm_agent_server_desired_up[{window}]) == 0"
+        )
+
+    def told(severity: Severity, window_seconds: float, least: int, summary: str) -> AlertRule:
+        return AlertRule(
+            "VllmServerRestarted",
+            severity,
+            wanted(restarts(window_seconds, least)),
+            summary,
+            f"{SERVER_NAME} was started again by its agent {{{{ $value }}}} times in the last "
+            f"{duration(window_seconds)}, without a crash: its checks failed, or its load stood "
+            f"still. Requests that it had were lost. {READ_HISTORY}",
+            SERVER_ENDINGS,
+            SERVER,
+            keep_firing_seconds=timing.keep_firing_seconds,
+        )
+
+    return (
+        told(
+            Severity.CRITICAL,
+            timing.restart_loop_window_seconds,
+            RESTART_LOOP,
+            "A vLLM server hangs or fails again and again, and its agent restarts it.",
+        ),
+        told(
+            Severity.WARNING,
+            timing.restart_window_seconds,
+            1,
+            "A vLLM server hung or failed, and its agent restarted it.",
+        ),
     )
 
 

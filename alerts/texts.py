@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from alerts.timing import duration
+
+if TYPE_CHECKING:
+    from alerts.timing import Timing
 
 AGENT: Final = ("job", "instance")
 SERVER: Final = (*AGENT, "server")
@@ -10,6 +15,7 @@ GPU: Final = (*AGENT, "gpu")
 
 SAME_SERVER: Final = "on (job, instance, server)"
 SERVER_NAME: Final = "Server {{ $labels.server }} on {{ $labels.instance }}"
+_OF_SERVER: Final = "{job=%q, instance=%q, server=%q}"
 GPU_NAME: Final = "GPU {{ $labels.gpu }} of {{ $labels.instance }}"
 
 
@@ -18,25 +24,44 @@ def wanted(expr: str) -> str:
     return f"{expr}\nand {SAME_SERVER}\n  vllm_agent_server_desired_up == 1"
 
 
-def of_nobody(expr: str) -> str:
+def of_nobody(expr: str, timing: Timing) -> str:
     """`expr` where nobody said whether the server is wanted: a `vllm serve` in a shell.
 
-    Exactly the servers that `wanted` has no series for, so no server is in both.
+    Of a server that `wanted` has a series for, there is none here.
     """
-    return f"{expr}\nunless {SAME_SERVER}\n  vllm_agent_server_desired_up"
+    # As far back as `expr` looks: where a scrape misses the agent, its servers are not nobody's.
+    window = duration(timing.crash_window_seconds)
+    return f"{expr}\nunless {SAME_SERVER}\n  last_over_time(vllm_agent_server_desired_up[{window}])"
 
 
-def _looked_up(metric: str, label: str) -> str:
+def _looked_up(metric: str, label: str, otherwise: str = "unknown") -> str:
     """A template: the label of the server's series of `metric` that is 1 right now."""
-    query = f"{metric}{{job=%q, instance=%q, server=%q}} == 1"
+    return _label_of(f"{metric}{_OF_SERVER} == 1", label, otherwise)
+
+
+def _label_of(query: str, label: str, otherwise: str) -> str:
+    """A template: the label of what the query about the server finds, or text if it is nothing."""
     return (
         f"{{{{ with printf `{query}` $labels.job $labels.instance $labels.server | query }}}}"
-        f"{{{{ . | first | label `{label}` }}}}{{{{ else }}}}unknown{{{{ end }}}}"
+        f"{{{{ . | first | label `{label}` }}}}{{{{ else }}}}{otherwise}{{{{ end }}}}"
     )
 
 
+_NO_REASON: Final = "not known yet"
+"""Not `unknown`, which is a reason of its own: an end that was seen and tells nothing."""
+
 LAST_STATE: Final = _looked_up("vllm_agent_server_state", "state")
-LAST_REASON: Final = _looked_up("vllm_agent_server_failure_reason", "reason")
+LAST_REASON: Final = _looked_up("vllm_agent_server_failure_reason", "reason", _NO_REASON)
+# Between two crashes, and after the last of them, the server has no failure.
+REASON_OR_LAST_CRASH: Final = _looked_up(
+    "vllm_agent_server_failure_reason",
+    "reason",
+    _label_of(
+        f"topk(1, vllm_agent_server_last_crash_timestamp_seconds{_OF_SERVER})",
+        "reason",
+        _NO_REASON,
+    ),
+)
 LOAD_STAGE: Final = _looked_up("vllm_agent_load_stage", "stage")
 URL: Final = _looked_up("vllm_agent_server_info", "url")
 

@@ -57,7 +57,7 @@ BURN_WINDOWS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The lengths of time in the rules, all in seconds.
+    """The lengths of time in the rules, all in seconds, and a count that belongs to one of them.
 
     `crash_window_seconds` is how long after it a crash or an XID is news. `xid_window_seconds` is
     that of a fault of the hardware; an agent ascribes a crash to one for a minute, and the page of
@@ -70,6 +70,12 @@ class Timing:
 
     `keep_firing_seconds` is longer than `down_for_seconds`: when an agent dies its pages go over
     into VllmAgentDown and do not resolve before, because losing sight of a crash is no recovery.
+
+    `restart_window_seconds` is how long a restart by an agent is news, and
+    `restart_loop_window_seconds` the time in which several of them are a loop.
+
+    An agent that restarts more than `agent_restart_count` times in `agent_restart_window_seconds`
+    does not stay up: an upgrade takes one, and a bad one that is taken back takes another.
 
     `slow_start_seconds` is how much longer than usual a load takes at least before it is slow.
     `long_interval_seconds` is between evaluations of the windows of hours and days, which read
@@ -84,6 +90,10 @@ class Timing:
     leftover_for_seconds: float = 300
     fault_for_seconds: float = 300
     slow_start_seconds: float = 60
+    restart_window_seconds: float = 600
+    restart_loop_window_seconds: float = 3600
+    agent_restart_window_seconds: float = 1800
+    agent_restart_count: int = 3
     long_interval_seconds: float = 60
     burn_windows: tuple[BurnWindows, ...] = BURN_WINDOWS
 
@@ -92,10 +102,10 @@ class Timing:
         lengths = {
             field.name: getattr(self, field.name) * factor
             for field in fields(self)
-            if field.name != "burn_windows"
+            if field.name.endswith("_seconds")
         }
         windows = tuple(one.scaled(factor) for one in self.burn_windows)
-        return Timing(**lengths, burn_windows=windows)
+        return replace(self, **lengths, burn_windows=windows)
 
 
 def duration(seconds: float) -> str:

@@ -72,6 +72,7 @@ class Managed:
     stop_on_exit: bool = False
     user: str | None = field(default_factory=lambda: "root" if os.geteuid() == 0 else None)
     restart: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, Any] = field(default_factory=dict)
 
     def entry(self) -> str:
         """The lines of the configuration; JSON is YAML."""
@@ -93,6 +94,7 @@ class Managed:
             "url": f"http://127.0.0.1:{self.port}",
             "probe": {"interval": "1s", "timeout": "1s"},
             "restart": {**self.restart},
+            "start": {**self.start},
             "managed": managed,
         }
         return f"  - {json.dumps(settings)}\n"

@@ -45,6 +45,14 @@ COUNTERS: Final = frozenset(
 )
 """The series that only grow, those of histograms included."""
 
+_OF_PROCESS: Final = MappingProxyType(
+    {
+        "process_start_time_seconds": TARGET_LABELS,
+        "process_resident_memory_bytes": TARGET_LABELS,
+    }
+)
+"""What is used of the agent's own process, beside its families."""
+
 _OF_PROMETHEUS: Final = MappingProxyType(
     {
         "up": TARGET_LABELS,
@@ -55,6 +63,8 @@ _OF_PROMETHEUS: Final = MappingProxyType(
 """What Prometheus itself records."""
 
 METRIC_LABELS: Final = MappingProxyType(
-    {name: labels for family in _FAMILIES for name, labels in _series(family)} | _OF_PROMETHEUS
+    {name: labels for family in _FAMILIES for name, labels in _series(family)}
+    | _OF_PROCESS
+    | _OF_PROMETHEUS
 )
 """Name → every label a series of it has in Prometheus."""

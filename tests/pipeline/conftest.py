@@ -1,4 +1,4 @@
-"""The dashboards over the scenario, for all tests that look at them."""
+"""The dashboards over the story, for all tests that look at them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from tests.pipeline import scenario
+from tests.pipeline import story_blocks
 from tests.pipeline.boards import BOARDS
 from tests.pipeline.grafana import Viewer
 from tests.pipeline.views import CHOSEN, EVERYTHING, WINDOW
@@ -14,8 +14,8 @@ from tests.pipeline.views import CHOSEN, EVERYTHING, WINDOW
 
 @pytest.fixture(scope="package")
 def stored(tmp_path_factory):
-    """A Prometheus on the scenario."""
-    with scenario.Storage(tmp_path_factory.mktemp("scenario")) as prometheus:
+    """A Prometheus on the story."""
+    with story_blocks.Storage(tmp_path_factory.mktemp("story")) as prometheus:
         yield prometheus
 
 

@@ -11,13 +11,13 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
-from tests.pipeline.world import PATIENCE_SECONDS
+from tests.pipeline.stage import PATIENCE_SECONDS
 from vllm_agent.demo.launch import kill_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.pipeline.world import Scene
+    from tests.pipeline.stage import Scene
     from vllm_agent.demo.launch import StandIn
 
 LONGER_THAN_ANY_WAIT: Final = 2
@@ -34,6 +34,9 @@ PROGRAM_XID: Final = 31
 
 FAILURES_LEFT: Final = "failures-left"
 """A file in the folder of the stage: how many more launches of the looping server shall end."""
+
+HANGS_LEFT: Final = "hangs-left"
+"""The same of the hanging server: how many more launches shall hang."""
 
 
 def crash(scene: Scene) -> Iterator[None]:
@@ -75,6 +78,16 @@ def load_without_progress(scene: Scene) -> Iterator[None]:
     yield
     stop(server)
     scene.start_serving()
+
+
+def hang_mended_by_the_agent(scene: Scene) -> Iterator[None]:
+    """An operator restarts it, its load hangs, and the agent starts it once more."""
+    scene.wait_seen("running")
+    (scene.stage.folder / HANGS_LEFT).write_text("1")
+    scene.managed.ask(scene.server, "restart")
+    scene.wait_true(f"{scene.series('vllm_agent_server_restarts_total', initiator='agent')} > 0")
+    scene.wait_seen("running")
+    yield
 
 
 def slow_start(scene: Scene) -> Iterator[None]:

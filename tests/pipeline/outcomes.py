@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from tests.pipeline.world import Scene
+from tests.pipeline.stage import Scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tests.pipeline.journal import Alert, Entry
-    from tests.pipeline.world import Stage
+    from tests.pipeline.stage import Stage
 
 Happening: TypeAlias = Callable[[Scene], Iterator[None]]
 """Runs up to its `yield`; when all that is expected has come the rest of it mends what happened."""

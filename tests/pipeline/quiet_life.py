@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from tests.pipeline.outcomes import NOTHING, Scenario
-from tests.pipeline.world import PATIENCE_SECONDS, Host, Scene
+from tests.pipeline.stage import PATIENCE_SECONDS, Host, Scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -14,7 +17,7 @@ from alerts.output import RULES_PATH, generated_files, prometheus_rule_text, rul
 from alerts.rules import rule_groups
 from alerts.site import Site
 from alerts.timing import Timing, duration
-from tests.pipeline.test_alerts import promtool
+from tests.pipeline.test_alerts import ROOT, promtool
 from vllm_agent.host.gpu.faults import FAULT_SECONDS
 
 OTHER = Site(
@@ -23,6 +26,19 @@ OTHER = Site(
     "gpu-hosts",
     0.999,
     {"release": "monitoring"},
+)
+NO_LABELS = (
+    "re lease=monitoring",
+    ".release=monitoring",
+    "Example.org/release=monitoring",
+    "a/b/release=monitoring",
+    "/release=monitoring",
+    f"{'a' * 254}/release=monitoring",
+    f"{'a' * 64}=monitoring",
+    "release=monitoring stack",
+    "release=monitoring-",
+    "release=größe",
+    f"release={'a' * 64}",
 )
 UNIT_SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1, "ms": 0.001}
 
@@ -66,6 +82,17 @@ def test_labels_of_a_site_are_those_of_the_object():
         "release": "monitoring",
     }
     assert all("release" not in alert["labels"] for alert in _alerts(rules_text(OTHER)))
+
+
+@pytest.mark.parametrize("name", ["grafana_url", "repository_url"])
+@pytest.mark.parametrize("url", ["", "example.org", "https://example.org/", "https://a b"])
+def test_links_of_a_site_lead_somewhere(name, url):
+    with pytest.raises(ValueError, match="is not http"):
+        Site(**{name: url})
+
+
+def test_counts_are_not_scaled():
+    assert Timing().scaled(1 / 60).agent_restart_count == Timing().agent_restart_count
 
 
 def test_as_shipped_is_scaled_by_one():
@@ -138,6 +165,34 @@ def test_command_prints_the_object_of_a_site(capsys):
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.parametrize("path", ["", "/grafana", "/team/grafana"])
+def test_command_takes_urls_with_a_slash_at_the_end(capsys, path):
+    url = f"https://example.org:3000{path}"
+    assert main(["--stdout", "--grafana-url", f"{url}/"]) == 0
+    assert capsys.readouterr().out == rules_text(Site(grafana_url=url))
+
+
+@pytest.mark.parametrize(
+    "label", ["release=", "release=a", "prometheus.io/Rule_set.1=kube-prometheus-stack"]
+)
+def test_command_takes_labels_that_kubernetes_does(capsys, label):
+    assert main(["--stdout", "--format", "prometheusrule", "--label", label]) == 0
+    name, _, value = label.partition("=")
+    labels = yaml.safe_load(capsys.readouterr().out)["metadata"]["labels"]
+    assert labels[name] == value
+
+
+def test_command_ends_quietly_when_nobody_reads_on():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        command = [sys.executable, "-m", "alerts", "--stdout"]
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_command_checks_the_committed_files():
     assert main(["--check"]) == 0
     assert RULES_PATH in generated_files()
@@ -151,6 +206,22 @@ def test_command_checks_the_committed_files():
         (["--stdout", "--label", "release"], "not NAME=VALUE"),
         (["--stdout", "--label", "release=monitoring"], "goes with a prometheusrule"),
         (["--stdout", "--availability-target", "99"], "not in (0, 1)"),
+        (["--stdout", "--job", ""], "is empty"),
+        (["--stdout", "--job", 'gpu"hosts'], "has a quote"),
+        (["--stdout", "--job", "gpu\\hosts"], "a backslash"),
+        (["--stdout", "--job", "gpu\nhosts"], "or a control"),
+        (["--stdout", "--grafana-url", ""], "is not http(s)://"),
+        (["--stdout", "--grafana-url", "grafana.example.org"], "is not http(s)://"),
+        (["--stdout", "--grafana-url", "https://"], "is not http(s)://"),
+        (["--stdout", "--grafana-url", "https://example.org//"], "is not http(s)://"),
+        (["--stdout", "--grafana-url", "https://example.org/{{ $labels.job }}"], "without ? # { }"),
+        (["--stdout", "--grafana-url", "https://example.org/?orgId=1"], "without ? # { }"),
+        (["--stdout", "--repository-url", "https://example.org/{{"], "without ? # { }"),
+        (["--stdout", "--repository-url", "ssh://example.org"], "is not http(s)://"),
+        *(
+            (["--stdout", "--format", "prometheusrule", "--label", label], "label of Kubernetes")
+            for label in NO_LABELS
+        ),
     ],
 )
 def test_command_refuses(capsys, arguments, complaint):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,12 +26,18 @@ from vllm_agent.lifecycle.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from tests.pipeline.processes import Delivery
 
 RULES = SHIPPED_CONFIG.with_name("vllm-agent.rules.yml")
 CONFIG: dict[str, Any] = yaml.safe_load(SHIPPED_CONFIG.read_text(encoding="utf-8"))
 
 # Alertmanager takes what it is sent in its own time; the machine may be busy.
 SEEN_TIMEOUT_SECONDS: Final = 30.0
+
+LONGEST_LOSS_MINUTES: Final = 30
+"""How long a page may go untold that has ended silenced and fires again; the runbooks say so."""
 
 HOST: Final = {"job": "vllm-agent", "instance": "gpu1:10060"}
 
@@ -73,6 +80,7 @@ PAGE_OR_TICKET: Final = (
     "VllmServerRestartLimitReached",
     "VllmServerFailed",
     "VllmServerLoadStalled",
+    "VllmServerRestarted",
     "VllmServerAvailabilityBurn",
     "VllmGpuXid",
 )
@@ -86,6 +94,7 @@ TICKETS: Final = (
     "VllmServerStartSlow",
     "VllmServerOrphans",
     "VllmGpuOrphanMemory",
+    "VllmAgentRestarting",
     "VllmAgentCollectorDown",
     "VllmAgentStoreFailing",
     "VllmAgentConfigReloadFailed",
@@ -95,6 +104,7 @@ KINDS: Final = critical(*PAGE_OR_TICKET, *PAGES) | warning(*PAGE_OR_TICKET, *TIC
 BURN: Final = critical("VllmServerAvailabilityBurn") | warning("VllmServerAvailabilityBurn")
 FAILED: Final = critical("VllmServerFailed") | warning("VllmServerFailed")
 STALLED: Final = critical("VllmServerLoadStalled") | warning("VllmServerLoadStalled")
+RESTARTED: Final = critical("VllmServerRestarted") | warning("VllmServerRestarted")
 CRASHED: Final = critical("VllmServerCrashed") | warning("VllmServerCrashed")
 LIMIT: Final = critical("VllmServerRestartLimitReached") | warning("VllmServerRestartLimitReached")
 DOWN: Final = critical("VllmServerDown")
@@ -109,7 +119,7 @@ AFTER_A_CRASH: Final = FAILED | DOWN | UNREACHABLE | SLOW | BURN
 # The other alerts silence nothing.
 SILENCES: Final[Mapping[Kind, set[Kind]]] = {
     AGENT_DOWN: KINDS - critical("VllmAgentDown", "VllmAgentAbsent"),
-    XID: CRASHED | LIMIT | FAILED | DOWN | STALLED | SLOW | BURN,
+    XID: CRASHED | LIMIT | FAILED | DOWN | STALLED | RESTARTED | SLOW | BURN,
     Kind("VllmServerCrashed", "critical"): AFTER_A_CRASH | warning("VllmServerCrashed"),
     Kind("VllmServerRestartLimitReached", "critical"): (
         AFTER_A_CRASH | warning("VllmServerRestartLimitReached")
@@ -121,6 +131,7 @@ SILENCES: Final[Mapping[Kind, set[Kind]]] = {
     Kind("VllmServerUnreachable", "critical"): critical("VllmServerFailed") | BURN,
     Kind("VllmServerFailed", "critical"): BURN | warning("VllmServerFailed"),
     Kind("VllmServerDown", "critical"): BURN,
+    Kind("VllmServerRestarted", "critical"): warning("VllmServerRestarted"),
     Kind("VllmServerAvailabilityBurn", "critical"): warning("VllmServerAvailabilityBurn"),
 }
 PAIRS: Final = frozenset(
@@ -327,3 +338,72 @@ def test_a_gpu_fault_explains_these_crashes_only(alertmanager):
     }
     expected = {f"{XID.name} and {reason}" for reason in EXPLAINED_BY_A_GPU_FAULT}
     assert silenced_cases(alertmanager, cases) == expected
+
+
+def test_a_page_is_told_again_as_soon_as_the_runbooks_say():
+    [page] = (route for route in CONFIG["route"]["routes"] if route["receiver"] == "page")
+    [minutes] = re.findall(r"^(\d+)m$", page["repeat_interval"])
+    assert int(minutes) <= LONGEST_LOSS_MINUTES
+
+
+@pytest.mark.needs("prometheus-alertmanager")
+def test_a_page_that_ended_silenced_and_fires_again_is_told(tmp_path):
+    """Alertmanager takes it for told until it would repeat it: what silenced it is no server's."""
+    page, agent_down = Kind("VllmServerFailed", "critical").labels(), AGENT_DOWN.labels()
+    with (
+        Webhook() as webhook,
+        Alertmanager(tmp_path / "run", repeating_config_for(webhook, tmp_path)) as alertmanager,
+    ):
+        alertmanager.post_alerts(page)
+        _wait_told(webhook, page, "firing")
+        alertmanager.post_alerts(agent_down)
+        wait_until(lambda: _is_silenced(alertmanager, page), "silenced", SEEN_TIMEOUT_SECONDS)
+        end(alertmanager, page)
+        # All groups are looked at equally often, so that of the page is between these two.
+        _wait_told(webhook, agent_down, "firing", len(webhook.deliveries))
+        _wait_told(webhook, agent_down, "firing", len(webhook.deliveries))
+        end(alertmanager, agent_down)
+        _wait_told(webhook, agent_down, "resolved")
+        assert not any(_tells(one, page, "resolved") for one in webhook.deliveries)
+        before = len(webhook.deliveries)
+        alertmanager.post_alerts(page)
+        _wait_told(webhook, page, "firing", before)
+
+
+def repeating_config_for(webhook: Webhook, directory: Path) -> Path:
+    """The shipped configuration, but a page repeats each time its group is looked at."""
+    path = shipped_config_for(webhook, directory)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for route in config["route"]["routes"]:
+        route["repeat_interval"] = "500ms"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def end(alertmanager: Alertmanager, labels: Mapping[str, str]) -> None:
+    """Makes the alert end, as Prometheus would."""
+    now = datetime.now(UTC).isoformat()
+    alertmanager.post("/api/v2/alerts", [{"labels": labels, "annotations": {}, "endsAt": now}])
+
+
+def _is_silenced(alertmanager: Alertmanager, labels: Mapping[str, str]) -> bool:
+    return any(
+        alert["labels"] == labels and alert["status"]["inhibitedBy"]
+        for alert in alertmanager.alerts()
+    )
+
+
+def _wait_told(webhook: Webhook, labels: Mapping[str, str], status: str, before: int = 0) -> None:
+    """Waits until the alert is told, not counting so many deliveries that came `before`."""
+    wait_until(
+        lambda: any(_tells(one, labels, status) for one in webhook.deliveries[before:]),
+        f"{labels['alertname']} is told {status}",
+        SEEN_TIMEOUT_SECONDS,
+    )
+
+
+def _tells(delivery: Delivery, labels: Mapping[str, str], status: str) -> bool:
+    return any(
+        alert["labels"] == labels and alert["status"] == status
+        for alert in delivery.payload["alerts"]
+    )

@@ -226,13 +226,13 @@ def test_templates_use_labels_that_the_result_has(alert):
 @each_alert
 def test_template_queries_use_metrics_and_labels_that_the_agent_declares(alert):
     description = alert["annotations"]["description"]
-    queries = re.findall(r"printf `(?:\w+\()?(\w+){(.*?)}.*?` (.*?)\| query", description)
+    queries = re.findall(r"printf `(?:\w+\((?:\d+, )?)?(\w+){(.*?)}.*?` (.*?)\| query", description)
     assert len(queries) == description.count("| query")
     for metric, matchers, arguments in queries:
         named = re.findall(r"(\w+)=%q", matchers)
         assert re.findall(r"\$labels\.(\w+)", arguments) == named
         assert set(named) <= METRIC_LABELS[metric]
-    looked_up = r"printf `(\w+){[^`]*` [^`]*label `(\w+)`"
+    looked_up = r"printf `(?:topk\(1, )?(\w+){[^`]*` [^`]*label `(\w+)`"
     for metric, label in re.findall(looked_up, description):
         assert label in METRIC_LABELS[metric]
 
@@ -299,7 +299,7 @@ def _severities(name: str) -> list[str]:
 
 def test_ticket_takes_the_place_of_these_pages_only():
     both = {name for name in NAMES if _severities(name) == ["critical", "warning"]}
-    assert both == {*PAGES_WITH_A_TICKET, "VllmGpuXid"}
+    assert both == {*PAGES_WITH_A_TICKET, "VllmGpuXid", "VllmServerRestarted"}
     assert _severities("VllmServerAvailabilityBurn") == ["critical"] * 2 + ["warning"] * 2
 
 

@@ -89,6 +89,14 @@ def test_an_agent_is_started_where_nobody_names_a_profile():
     assert compose.project_variables() == {"COMPOSE_PROFILES": "agent"}
 
 
+def test_profiles_and_files_that_can_be_chosen_exist():
+    text = (ROOT / ".env").read_text(encoding="utf-8")
+    told = re.findall(r"^#   (\w+)   ", text, flags=re.MULTILINE)
+    assert told == [*AGENTS, "nothing"]
+    [files] = re.findall(r"^# COMPOSE_FILE=(.+)$", text, flags=re.MULTILINE)
+    assert [ROOT / path for path in files.split(":")] == [COMPOSE_FILE, ROOT_FILE]
+
+
 @each_service
 def test_image_is_pinned(name):
     image, _, tag = SERVICES[name]["image"].rpartition(":")
@@ -145,6 +153,11 @@ def test_what_is_waited_for_is_always_there_and_tells_its_health(name):
         assert "profiles" not in SERVICES[other]
         assert "healthcheck" in SERVICES[other]
         assert name not in SERVICES[other].get("depends_on", {})
+
+
+def test_agents_are_called_by_one_name_so_that_there_is_one():
+    named = {name: service.get("container_name") for name, service in SERVICES.items()}
+    assert named == {name: "vllm-agent" if name in AGENTS.values() else None for name in SERVICES}
 
 
 @each_agent
@@ -218,7 +231,10 @@ def test_prometheus_and_grafana_ask_where_the_others_listen():
     assert peers["static_configs"] == [{"targets": [f"localhost:{PORTS['alertmanager']}"]}]
     agent, vllm = prometheus["scrape_configs"]
     assert agent["job_name"] == Site().job
-    assert agent["static_configs"] == [{"targets": [f"localhost:{DEFAULT_PORT}"]}]
+    [target] = agent["static_configs"]
+    assert target["targets"] == [f"localhost:{DEFAULT_PORT}"]
+    # Each host is localhost to itself: alerts of two would share groups and inhibitions.
+    assert target["labels"] == {"instance": f"this-host:{DEFAULT_PORT}"}
     [discovery] = vllm["http_sd_configs"]
     assert discovery["url"] == f"http://localhost:{DEFAULT_PORT}/api/v1/http_sd"
     sources = read_yaml("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"]

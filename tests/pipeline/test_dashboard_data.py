@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dashboards.links import GPU_UID
-from tests.pipeline import scenario, story
+from tests.pipeline import story, story_blocks
 from tests.pipeline.boards import BOARDS, TARGETS
 from tests.pipeline.grafana import LEGEND_LABEL, Viewer, Window, legend_text
 from tests.pipeline.views import (
@@ -115,7 +115,7 @@ def test_number_of_series_is_right(looking, uid):
 @pytest.mark.parametrize(("uid", "key"), [(uid, key) for uid in EARLIER for key in EARLIER[uid]])
 def test_query_that_is_empty_at_the_end_is_not_so_earlier(stored, uid, key):
     (target,) = (one for one in TARGETS if (one.board.uid, _key(one)) == (uid, key))
-    window = Window(scenario.START, EARLIER[uid][key], scenario.STEP_SECONDS)
+    window = Window(story_blocks.START, EARLIER[uid][key], story_blocks.STEP_SECONDS)
     series = Viewer(BOARDS[uid], stored, window).ask(target.target, target.panel)
     assert series
     assert all(math.isfinite(value) for value in _values(series))

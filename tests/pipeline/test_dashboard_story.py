@@ -1,4 +1,4 @@
-"""The dashboards tell the story of the scenario: the right numbers, in the right places."""
+"""The dashboards tell the story: the right numbers, in the right places."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from dashboards.links import FLEET_UID, GPU_UID, SERVER_UID
 from dashboards.states import STATE_STYLES
-from tests.pipeline import scenario, story
+from tests.pipeline import story, story_blocks
 from tests.pipeline.boards import BOARDS
 from tests.pipeline.grafana import legend_text
 from tests.pipeline.story_host import RESERVED_BYTES
@@ -79,9 +79,9 @@ def test_number_of_the_fleet(looking, panel_id, ref_id, shown):
 
 LOST_SECONDS = {
     "llama": story.LLAMA_SERVES_AT - story.LLAMA_CRASHED_AT,
-    "phi": scenario.END - story.PHI_CRASHED_AT,
-    "partner": scenario.END - story.PARTNER_LOST_AT - 30,  # three checks fail first
-    "planned": scenario.END - scenario.START,
+    "phi": story_blocks.END - story.PHI_CRASHED_AT,
+    "partner": story_blocks.END - story.PARTNER_LOST_AT - 30,  # three checks fail first
+    "planned": story_blocks.END - story_blocks.START,
     "remote": 0,
     "gemma": 0,
 }
@@ -127,8 +127,8 @@ def test_timeline_shows_every_state(looking, uid, panel_id):
     assert at(61.5) == CODE[ServerState.CRASHED]
     assert at(75) == CODE[ServerState.STARTING]
     assert at(79) == CODE[ServerState.RUNNING]
-    assert rows[f"phi ({GPU1})"][scenario.END] == CODE[ServerState.FAILED]
-    assert rows[f"gemma ({GPU1})"][scenario.END] == CODE[ServerState.STOPPED]
+    assert rows[f"phi ({GPU1})"][story_blocks.END] == CODE[ServerState.FAILED]
+    assert rows[f"gemma ({GPU1})"][story_blocks.END] == CODE[ServerState.STOPPED]
     # While its agent is down nobody knows.
     assert not any(_scraped(at) in story.AGENT_AWAY for at in rows[f"mistral ({GPU2})"])
 
@@ -152,7 +152,7 @@ def test_load_in_progress_is_one_row(looking):
     assert (row["Server"], row["Stage"]) == ("qwen", "load_weights")
     share = row["In this stage for"] / story.QWEN_LOADS_WEIGHTS_SECONDS
     assert row["Done"] == pytest.approx(share, abs=0.1)
-    assert row["Starting since"] < row["Last moved"] <= scenario.END * 1000
+    assert row["Starting since"] < row["Last moved"] <= story_blocks.END * 1000
     assert row["Stalled"] == 0
 
 
@@ -208,7 +208,7 @@ def test_stages_are_a_waterfall(looking):
             rows[name.partition(":")[0]] = [at for at in values if at < story.at(100)]
     begin = story.QWEN_ASKED_AT
     for stage, length in story.QWEN_STAGES:
-        assert len(rows[stage]) * scenario.STEP_SECONDS == pytest.approx(length, abs=45)
+        assert len(rows[stage]) * story_blocks.STEP_SECONDS == pytest.approx(length, abs=45)
         assert rows[stage][0] == pytest.approx(begin, abs=45)
         begin += length
 
@@ -255,7 +255,7 @@ def test_probes_are_drawn(looking):
 def test_restart_budget_runs_out(looking):
     viewer = looking(SERVER_UID)
     left = _over_time(viewer, 41, "A")[f"left: phi ({GPU1})"]
-    assert (left[story.at(79)], left[scenario.END]) == (3, 0)
+    assert (left[story.at(79)], left[story_blocks.END]) == (3, 0)
     (reached,) = _over_time(viewer, 41, "C")
     assert "phi" in reached
 
@@ -275,8 +275,8 @@ def test_orphans_hold_memory_until_somebody_ends_them(looking):
     names = {f"memory: GPU 2 ({GPU1})", f"memory: GPU 3 ({GPU1})"}
     assert set(orphans) == names
     for values in orphans.values():
-        assert 0 <= _scraped(min(values)) - story.LLAMA_CRASHED_AT < scenario.STEP_SECONDS
-        assert 0 < story.ORPHANS_LEFT_AT - _scraped(max(values)) <= scenario.STEP_SECONDS
+        assert 0 <= _scraped(min(values)) - story.LLAMA_CRASHED_AT < story_blocks.STEP_SECONDS
+        assert 0 < story.ORPHANS_LEFT_AT - _scraped(max(values)) <= story_blocks.STEP_SECONDS
         assert set(values.values()) == {story.LLAMA_GPU_BYTES}
 
 

@@ -17,7 +17,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alerts.site import Site
@@ -207,6 +207,7 @@ class TestReading:
         with pytest.raises(DockerfileError, match=r"line \d"):
             parse(text)
 
+    @settings(database=None)
     @given(st.text(alphabet="FROMARGUNaz#=\\$\"' \n", max_size=80))
     def test_any_text_is_read_or_refused(self, text):
         with contextlib.suppress(DockerfileError):

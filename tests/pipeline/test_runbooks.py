@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import yaml
 
+from alerts.gpus import CRITICAL_XIDS
 from alerts.output import RULES_PATH
-from tests.pipeline.catalogue import METRIC_LABELS, TARGET_LABELS
+from tests.pipeline.catalogue import METRIC_LABELS
 from tests.pipeline.promql import label_names, selectors
 from vllm_agent.cli.arguments import Parser
 from vllm_agent.cli.outcome import UsageError
@@ -53,9 +54,6 @@ RECORDED: Final = MappingProxyType(
     }
 )
 """Recorded series → their labels, which their name begins with."""
-
-OF_PROCESS: Final = MappingProxyType({"process_start_time_seconds": TARGET_LABELS})
-"""What a page uses of the agent's own process, beside its families."""
 
 COLLECTORS: Final = frozenset({"discovery", "probes", "gpu", "store"})
 OTHER_WORDS: Final = frozenset(
@@ -186,7 +184,7 @@ def test_queries_use_metrics_labels_and_values_that_the_agent_declares(name):
 def labels_of(metric: str) -> set[str] | None:
     """The labels of a series, None where nobody makes one of that name."""
     base = metric if metric in METRIC_LABELS else _HISTOGRAM_SUFFIX.sub("", metric)
-    labels = METRIC_LABELS.get(base) or RECORDED.get(metric) or OF_PROCESS.get(metric)
+    labels = METRIC_LABELS.get(base) or RECORDED.get(metric)
     return None if labels is None else set(labels)
 
 
@@ -216,6 +214,28 @@ def test_a_command_that_is_wrong_is_seen():
         parse(["maintenance", "llama", "--for", "1h"])
     with pytest.raises(UsageError):
         parse(["repair", "llama"])
+
+
+def test_the_container_is_that_of_the_compose_file():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    agents = {one.get("container_name") for name, one in services.items() if "vllm-agent" in name}
+    commands = r"docker (?:exec|stop|start|restart|logs(?: --\w+(?: \d+)?)*) ([\w.-]+)"
+    named = [
+        container
+        for path in ALL_PAGES
+        for container in re.findall(commands, path.read_text(encoding="utf-8"))
+    ]
+    assert len(agents) == 1
+    assert agents == set(named)
+
+
+@each_alert
+def test_what_hides_pages_of_others_says_when_those_are_told(name):
+    """Of another group than what it silences, so that Alertmanager takes them for told too long."""
+    hides = any(source == name for source, _ in silencing_pairs())
+    is_of_a_host = not name.startswith("VllmServer")
+    says = re.search(r"within\s30\sminutes", text_of(name)) is not None
+    assert says is (hides and is_of_a_host)
 
 
 @each_page
@@ -362,7 +382,10 @@ def is_ended_by_maintenance(name: str) -> bool:
 
 def test_the_table_of_xids_agrees_with_the_rules():
     rows = re.findall(r"^\| ([\d, ]+) \| (\w+) \|", text_of("VllmGpuXid"), flags=re.MULTILINE)
-    assert rows
+    shown = [number for numbers, _ in rows for number in numbers.split(", ")]
+    assert set(map(str, CRITICAL_XIDS)) <= set(shown)
+    assert {"13", "31", "43", "63", "92", "94"} <= set(shown)
+    assert len(set(shown)) == len(shown)
     for numbers, severity in rows:
         for number in numbers.split(", "):
             assert xid_severities(number) == {severity}, number

@@ -16,7 +16,7 @@ from alerts.timing import BurnWindows, Severity, Timing
 from tests.pipeline import incidents
 from tests.pipeline.outcomes import NOTHING, Scenario, Seen, play, table, told
 from tests.pipeline.quiet_life import QUIET, SHELL, quiet_hosts
-from tests.pipeline.world import Host, Stage
+from tests.pipeline.stage import Host, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,8 @@ QUICK: Final = Timing(
     leftover_for_seconds=12,
     fault_for_seconds=12,
     slow_start_seconds=4,
+    restart_window_seconds=20,
+    restart_loop_window_seconds=60,
     burn_windows=(
         BurnWindows(160, 12, 14.4, 4, Severity.CRITICAL),
         BurnWindows(NEVER_SECONDS, NEVER_SECONDS / 12, 1, 4, Severity.WARNING),
@@ -87,6 +89,13 @@ SCENARIOS: Final = (
         server="stuck",
         happening=incidents.load_without_progress,
         expected=told(pages=["VllmServerLoadStalled"], kept_back=["VllmServerFailed"]),
+    ),
+    Scenario(
+        name="load without progress, mended by the agent",
+        host="managed",
+        server="hanging",
+        happening=incidents.hang_mended_by_the_agent,
+        expected=told(tickets=["VllmServerRestarted"]),
     ),
     Scenario(
         name="slow start",
@@ -206,12 +215,17 @@ def all_hosts(folder: Path) -> tuple[Host, ...]:
     failures.write_text("0")
     ends = ("--ending", "kill_engine", "--ending-after", "0.5", "--failures-left", str(failures))
     looping = {"arguments": ends, "restart": {"max_restarts": 1}}
+    hangs = folder / incidents.HANGS_LEFT
+    hangs.write_text("0")
+    hang = ("--hang-load", "load_weights", "--failures-left", str(hangs))
+    hanging = {"arguments": hang, "start": {"start_timeout": "3s", "load_timeout": "3s"}}
     stuck = {"start": {"start_timeout": "3s", "load_timeout": "3s"}}
+    untouched: dict[str, dict[str, str]] = {"switched-off": {}, "maintained": {}}
     plain = ("crashing", "slow", "absent", "unresponsive", "orphaned", "stopped")
     return (
         replace(
             managed,
-            managed={**managed.managed, "looping": looping, "switched-off": {}, "maintained": {}},
+            managed={**managed.managed, "looping": looping, "hanging": hanging, **untouched},
         ),
         replace(
             local,

@@ -1,4 +1,4 @@
-"""The scenario that the dashboards are tried on is one that the agent could have told."""
+"""The story that the dashboards are tried on is one that the agent could have told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import pytest
 
-from tests.pipeline import scenario, story
+from tests.pipeline import story, story_blocks
 from tests.pipeline.catalogue import COUNTERS, METRIC_LABELS
 from tests.pipeline.story_host import RESERVED_BYTES
 from vllm_agent.expose.family import PREFIX
@@ -43,7 +43,7 @@ _FROM_THE_STORE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series of the scenario, its values by unix time."""
+    """One series of the story, its values by unix time."""
 
     metric: str
     labels: Labels
@@ -55,7 +55,7 @@ class Series:
 
 @pytest.fixture(scope="module")
 def lines():
-    return list(scenario.samples())
+    return list(story_blocks.samples())
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_the_story_is_the_one_that_is_promised(series):
 
 
 def test_what_happens_to_agents_shows(series):
-    agents = [one for one in series["up"] if one.labels["job"] == scenario.JOB]
+    agents = [one for one in series["up"] if one.labels["job"] == story_blocks.JOB]
     up = {one.labels["instance"]: one.values for one in agents}
     assert set(up) == {*story.INSTANCES, story.INSTANCE_DOWN}
     assert not any(up[story.INSTANCE_DOWN].values())

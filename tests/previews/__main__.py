@@ -1,4 +1,4 @@
-"""Writes `docs/dashboards/<uid>.png` from the recorded scenario; needs Debian's chromium."""
+"""Writes `docs/dashboards/<uid>.png` from the story of tests.pipeline; needs Debian's chromium."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dashboards.links import FLEET_UID, GPU_UID, SERVER_UID
-from tests.pipeline import scenario
+from tests.pipeline import story_blocks
 from tests.pipeline.boards import BOARDS
 from tests.pipeline.grafana import Viewer, legend_text
 from tests.pipeline.processes import ROOT
@@ -45,7 +45,7 @@ def main() -> int:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with scenario.Storage(folder) as prometheus:
+        with story_blocks.Storage(folder) as prometheus:
             for uid, board in BOARDS.items():
                 viewer = Viewer(board, prometheus, WINDOW, CHOSEN[uid])
                 page, picture = folder / f"{uid}.html", PICTURES / f"{uid}.png"

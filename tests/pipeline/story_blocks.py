@@ -25,7 +25,7 @@ JOB: Final = "vllm-agent"
 
 
 class Storage(Prometheus):
-    """A Prometheus on the blocks of the scenario; they never change, and nothing is asked twice.
+    """A Prometheus on the blocks of the story; they never change, and nothing is asked twice.
 
     Nothing in blocks made from text says that a series has ended, as a scrape without it does. So
     a sample holds until the next scrape and no longer.
@@ -46,8 +46,8 @@ class Storage(Prometheus):
 
 
 def write_blocks(directory: Path) -> Path:
-    """Prometheus storage with the whole scenario."""
-    source = directory / "scenario.om"
+    """Prometheus storage with the whole story."""
+    source = directory / "story.om"
     with source.open("w", encoding="utf-8") as file:
         file.writelines(samples())
         file.write("# EOF\n")
