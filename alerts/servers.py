@@ -185,7 +185,7 @@ def _unreachable(timing: Timing) -> AlertRule:
         f"at {URL}. Look whether it runs on its own host, then at the network between.",
         SERVER_PROBES,
         SERVER,
-        timing.down_for_seconds,
+        timing.unreachable_for_seconds,
         timing.keep_firing_seconds,
     )
 

@@ -64,9 +64,11 @@ class Timing:
     the fault, which silences that of the crash, must not end first. The `…_for_seconds` are
     how long something lasts before it is an alert: `down_for_seconds` because a failed state stands
     for three failed checks already and a restart of the agent or of the server takes less;
-    `load_for_seconds` because the agent has waited long before it calls a load stalled;
-    `leftover_for_seconds` because the driver frees memory a moment after a process ended;
-    `fault_for_seconds` because a source that failed is asked again within a minute.
+    `unreachable_for_seconds` because a name server or a network often recovers by itself, and the
+    agent calls a refused port a crash long before; `load_for_seconds` because the agent has waited
+    long before it calls a load stalled; `leftover_for_seconds` because the driver frees memory a
+    moment after a process ended; `fault_for_seconds` because a source that failed is asked again
+    within a minute.
 
     `keep_firing_seconds` is longer than `down_for_seconds`: when an agent dies its pages go over
     into VllmAgentDown and do not resolve before, because losing sight of a crash is no recovery.
@@ -86,6 +88,7 @@ class Timing:
     xid_window_seconds: float = 900
     keep_firing_seconds: float = 180
     down_for_seconds: float = 120
+    unreachable_for_seconds: float = 120
     load_for_seconds: float = 60
     leftover_for_seconds: float = 300
     fault_for_seconds: float = 300
