@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def rule_groups(site: Site, timing: Timing) -> tuple[RuleGroup, ...]:
     """Every group of rules for one site."""
     return (
-        # One group, since groups are evaluated at different moments: what silences another alert is
-        # told before it, and ends no sooner.
+        # One group, since groups are evaluated at different moments. What is silenced stands before
+        # what silences it, and so ends first; Alertmanager's group_wait makes up for the beginning.
         RuleGroup(
             "vllm-agent",
-            (*agent_alerts(site, timing), *gpu_alerts(timing), *server_alerts(timing)),
+            (*server_alerts(timing), *gpu_alerts(timing), *agent_alerts(site, timing)),
         ),
         *availability_groups(site, timing),
         RuleGroup("vllm-agent-fleet", _fleet()),

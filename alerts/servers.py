@@ -50,26 +50,12 @@ _ENDED: Final = "VllmServerCrashed|VllmServerRestartLimitReached"
 
 
 def server_alerts(timing: Timing) -> tuple[AlertRule, ...]:
-    """All alerts about one server, the gravest first."""
+    """All alerts about one server: what is silenced before what silences it.
+
+    A restart is told where no crash was, and reads the alerts of crashes.
+    """
     return (
-        *_page_and_ticket(
-            "VllmServerCrashed",
-            _crashed(timing),
-            "A vLLM server crashed.",
-            f"{SERVER_NAME} crashed: {{{{ $labels.reason }}}}. Last seen {LAST_STATE}. "
-            f"{READ_HISTORY}",
-            SERVER_TIMELINE,
-            timing=timing,
-        ),
-        *_page_and_ticket(
-            "VllmServerRestartLimitReached",
-            "vllm_agent_server_restart_limit_reached == 1",
-            "A vLLM server has used up its restarts.",
-            f"{SERVER_NAME} has used up its restarts. Last seen {LAST_STATE}, "
-            f"reason: {REASON_OR_LAST_CRASH}. Mend that before it is started again: {READ_HISTORY}",
-            SERVER_RESTART_BUDGET,
-            timing=timing,
-        ),
+        _slow_start(timing),
         *_page_and_ticket(
             "VllmServerFailed",
             # Without its label the alert has the labels of all others of the server.
@@ -82,6 +68,7 @@ def server_alerts(timing: Timing) -> tuple[AlertRule, ...]:
             active_for_seconds=timing.down_for_seconds,
         ),
         _down(timing),
+        _unreachable(timing),
         *_page_and_ticket(
             "VllmServerLoadStalled",
             "vllm_agent_load_stalled == 1",
@@ -91,8 +78,24 @@ def server_alerts(timing: Timing) -> tuple[AlertRule, ...]:
             timing=timing,
             active_for_seconds=timing.load_for_seconds,
         ),
-        _unreachable(timing),
-        _slow_start(timing),
+        *_page_and_ticket(
+            "VllmServerRestartLimitReached",
+            "vllm_agent_server_restart_limit_reached == 1",
+            "A vLLM server has used up its restarts.",
+            f"{SERVER_NAME} has used up its restarts. Last seen {LAST_STATE}, "
+            f"reason: {REASON_OR_LAST_CRASH}. Mend that before it is started again: {READ_HISTORY}",
+            SERVER_RESTART_BUDGET,
+            timing=timing,
+        ),
+        *_page_and_ticket(
+            "VllmServerCrashed",
+            _crashed(timing),
+            "A vLLM server crashed.",
+            f"{SERVER_NAME} crashed: {{{{ $labels.reason }}}}. Last seen {LAST_STATE}. "
+            f"{READ_HISTORY}",
+            SERVER_TIMELINE,
+            timing=timing,
+        ),
         *_restarted(timing),
         _orphans(timing),
     )

@@ -41,6 +41,7 @@ UNIT_TESTS = sorted((ROOT / "alerts" / "tests").glob("*.yml"))
 SLOW_SCRAPE_SECONDS = 60
 """Prometheus' own default interval; compose and the examples here scrape more often."""
 
+ROUTING_PATH = RULES_PATH.with_name("alertmanager.yml")
 GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES_PATH.read_text(encoding="utf-8"))["groups"]
 RULES = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS = [rule for rule in RULES if "alert" in rule]
@@ -128,14 +129,31 @@ def test_groups_have_names_of_their_own():
     assert all(re.fullmatch(r"vllm-agent(-\w+)*", name) for name in names)
 
 
-def test_what_silences_is_evaluated_with_what_it_silences_and_before():
-    """Groups are evaluated at different moments: a page would come up between two ends."""
+def test_what_is_silenced_is_evaluated_with_what_silences_it_and_ends_first():
+    """Where it ended later, it would come up for a moment at the end of what silenced it."""
     group, *others = ([rule["alert"] for rule in one["rules"] if "alert" in rule] for one in GROUPS)
     subjects = re.findall(r"^Vllm(Agent|Gpu|Server)", "\n".join(group), re.MULTILINE)
+    assert subjects == sorted(subjects, reverse=True)
     assert len(subjects) == len(group)
-    assert subjects == sorted(subjects)
-    assert set(subjects) == {"Agent", "Gpu", "Server"}
     assert {name for names in others for name in names} == {"VllmServerAvailabilityBurn"}
+    of_servers = [
+        (source, target)
+        for rule in yaml.safe_load(ROUTING_PATH.read_text(encoding="utf-8"))["inhibit_rules"]
+        for source in set(group)
+        for target in set(group) - {source}
+        if source.startswith("VllmServer")
+        and re.search(rf"\b{source}\b", " ".join(rule["source_matchers"]))
+        and re.search(rf"\b{target}\b", " ".join(rule["target_matchers"]))
+    ]
+    assert len(of_servers) == 10
+    for source, target in of_servers:
+        assert group.index(target) < group.index(source), (source, target)
+
+
+def test_restart_is_judged_after_the_crash_that_explains_it():
+    names = [rule["alert"] for rule in GROUPS[0]["rules"]]
+    for ended in ("VllmServerCrashed", "VllmServerRestartLimitReached"):
+        assert names.index(ended) < names.index("VllmServerRestarted")
 
 
 def test_page_of_a_burn_knows_every_other_page_of_a_server():
